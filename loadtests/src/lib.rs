@@ -1,1 +1,11 @@
-//! Placeholder.
+//! The lab of Weft: whole networks of pods on one machine, without root and without installing anything, and
+//! what is needed to put them under load.
+//!
+//! * [`lab`]: pods as Linux network namespaces inside a user namespace: [`lab::enter`], [`lab::Lab`],
+//!   [`lab::Pod`], packet capture, partitions. Nothing it makes outlives the process that asked for it.
+//! * [`apps`]: small servers to put into pods: HTTP, TCP echo, server-first greeter, half-close checker.
+//! * [`load`]: an HTTP/1.1 and HTTP/2 load generator with closed and open loop and latency histograms.
+//!
+//! `weft demo` and the end-to-end tests of all crates stand on this crate.
+
+pub mod lab;
