@@ -1,6 +1,47 @@
 //! The resources: one file a kind, each parsed into a value that is valid.
+//!
+//! [`parse_documents`] is the one way in, for files and for objects of the Kubernetes API alike. What a kind of Weft's
+//! own holds beyond the fields known here is refused, never ignored: a misspelt restriction must not become none.
 use std::fmt;
 use std::time::Duration;
+
+mod authorization_policy;
+mod document;
+mod error;
+mod metadata;
+mod name;
+mod namespace;
+pub(crate) mod node;
+mod protocol;
+mod rate_limit_policy;
+mod service;
+mod target;
+mod workload;
+
+pub use authorization_policy::{Action, AuthorizationPolicy, Caller, Condition, Mode, Operation, Rule};
+pub use document::{MAX_TEXT_BYTES, Resource, Skipped, parse_documents};
+pub use error::ResourceError;
+pub use metadata::{DEFAULT_NAMESPACE, Metadata};
+pub use namespace::{DEFAULT_POLICY_ANNOTATION, Namespace};
+pub use protocol::PORT_PROTOCOLS_ANNOTATION;
+pub use rate_limit_policy::{Limit, MAX_BURST, MAX_REQUESTS, MAX_WINDOW, RateLimitPolicy};
+pub use service::{Service, ServicePort, TargetPort};
+pub use target::{Subject, Target};
+pub use workload::{Workload, WorkloadPort};
+
+
+/// `apiVersion` of Weft's own kinds.
+pub const API_VERSION: &str = "policy.weft.dev/v1alpha1";
+
+/// Whether `name` is a DNS label (RFC 1123): what a namespace, a Service or a rate limit may be called.
+pub fn is_dns_label(name: &str) -> bool {
+    name::is_label(name)
+}
+
+/// Whether `name` is a DNS subdomain (RFC 1123): what a workload, a service account or a policy may be called.
+pub fn is_dns_subdomain(name: &str) -> bool {
+    name::is_subdomain(name)
+}
 
 /// A resource's namespace and name.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -10,6 +51,14 @@ pub struct NamespacedName {
     /// Name.
     pub name: String,
 }
+
+impl NamespacedName {
+    /// Puts the two together; nothing is checked.
+    pub fn new(namespace: impl Into<String>, name: impl Into<String>) -> Self {
+        Self { namespace: namespace.into(), name: name.into() }
+    }
+}
+
 impl fmt::Display for NamespacedName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}", self.namespace, self.name)
@@ -26,6 +75,21 @@ pub enum DefaultPolicy {
     Authenticated,
     /// Allowed to anyone.
     Allow,
+}
+
+impl DefaultPolicy {
+    /// As the annotation has it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Deny => "deny",
+            Self::Authenticated => "authenticated",
+            Self::Allow => "allow",
+        }
+    }
+    /// The policy of that name; `None`: there is none.
+    pub fn from_name(name: &str) -> Option<Self> {
+        [Self::Deny, Self::Authenticated, Self::Allow].into_iter().find(|policy| policy.as_str() == name)
+    }
 }
 
 /// One limit of a RateLimitPolicy that applies to a workload.

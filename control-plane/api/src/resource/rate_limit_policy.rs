@@ -1,0 +1,197 @@
+//! `RateLimitPolicy`: how often a workload may be called.
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use super::error::quoted;
+use super::metadata::Scope;
+use super::node::{At, Fields, Shape};
+use super::{LimitKey, Metadata, NamespacedName, RateLimit, ResourceError, Subject, Target, name};
+
+/// Most requests that a limit may allow in its window.
+pub const MAX_REQUESTS: u32 = 1_000_000;
+/// Greatest burst.
+pub const MAX_BURST: u32 = 1_000_000;
+/// Longest window. The shortest is 1 ms.
+pub const MAX_WINDOW: Duration = Duration::from_secs(24 * 60 * 60);
+
+const SPEC: Shape = Shape { known: &["targetRefs", "selector", "limits"], later: &["mode"] };
+const LIMIT: Shape = Shape { known: &["name", "requests", "window", "burst", "per", "scope"], later: &[] };
+
+/// A RateLimitPolicy. Every limit of every policy that applies must have room for a request to pass.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RateLimitPolicy {
+    /// Its name.
+    pub name: NamespacedName,
+    /// What it applies to.
+    pub target: Target,
+    /// Its limits: one or more, with different names. Each replica counts by itself (`scope: Pod`).
+    pub limits: Vec<Limit>,
+}
+
+/// A limit.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Limit {
+    /// Its name: a DNS label.
+    pub name: String,
+    /// Requests allowed in `window`: 1 to [`MAX_REQUESTS`].
+    pub requests: u32,
+    /// 1 ms to [`MAX_WINDOW`], in whole milliseconds.
+    pub window: Duration,
+    /// Requests allowed at once after idleness: 1 to [`MAX_BURST`]. Written without one it is `requests`, that is, the
+    /// whole window's worth may come at once.
+    pub burst: u32,
+    /// Who shares the budget: `All` unless written.
+    pub per: LimitKey,
+}
+
+impl RateLimitPolicy {
+    /// Whether it applies to `subject`.
+    pub fn applies_to(&self, subject: Subject<'_>) -> bool {
+        self.target.applies_to(&self.name.namespace, subject)
+    }
+
+    /// Its limits, each with the policy's name.
+    pub fn rate_limits(&self) -> impl Iterator<Item = RateLimit> + '_ {
+        self.limits.iter().map(|limit| RateLimit {
+            policy: self.name.clone(),
+            name: limit.name.clone(),
+            requests: limit.requests,
+            window: limit.window,
+            burst: limit.burst,
+            per: limit.per,
+        })
+    }
+
+    pub(crate) fn parse(document: &Fields<'_>) -> Result<Self, ResourceError> {
+        let metadata = Metadata::parse(document, Scope::Own)?;
+        let spec = document.require("spec", "Write `spec: {limits: […]}`.")?;
+        Self::parse_spec(metadata.name, &spec)
+    }
+
+    /// Reads the `spec` of the policy `name`.
+    pub(crate) fn parse_spec(name: NamespacedName, spec: &At<'_>) -> Result<Self, ResourceError> {
+        let fields = spec.closed(&SPEC)?;
+        let target = Target::parse(&fields)?;
+        let mut limits: Vec<Limit> = Vec::new();
+        for at in fields.require("limits", "List one limit or more.")?.items()? {
+            let limit = limit(&at)?;
+            if limits.iter().any(|other| other.name == limit.name) {
+                return Err(
+                    at.error(format_args!("repeats the name {}", quoted(&limit.name)), "Give each limit its own name.")
+                );
+            }
+            limits.push(limit);
+        }
+        check_totals(spec, &limits)?;
+        Ok(Self { name, target, limits })
+    }
+
+    /// The `spec` as JSON; reading it gives an equal policy.
+    pub fn spec_json(&self) -> Value {
+        let mut spec = serde_json::Map::new();
+        self.target.write(&mut spec);
+        spec.insert("limits".into(), self.limits.iter().map(Limit::to_json).collect());
+        Value::Object(spec)
+    }
+}
+
+impl Limit {
+    pub(crate) fn to_json(&self) -> Value {
+        json!({
+            "name": self.name,
+            "requests": self.requests,
+            "window": format!("{}ms", self.window.as_millis()),
+            "burst": self.burst,
+            "per": format!("{:?}", self.per),
+        })
+    }
+    /// Requests a day, times milliseconds of a day: an exact rate to compare by.
+    fn rate(&self) -> (u128, u128) {
+        (u128::from(self.requests), self.window.as_millis())
+    }
+}
+
+/// A client may not have more than all clients together: the limit for each would never be the one that limits.
+fn check_totals(spec: &At<'_>, limits: &[Limit]) -> Result<(), ResourceError> {
+    let of = |per| limits.iter().filter(move |limit| limit.per == per);
+    for client in of(LimitKey::Client) {
+        for all in of(LimitKey::All) {
+            let ((client_requests, client_window), (all_requests, all_window)) = (client.rate(), all.rate());
+            if client_requests * all_window > all_requests * client_window {
+                return Err(spec.error(
+                    format_args!(
+                        "allows one client more ({}) than all together ({})",
+                        quoted(&client.name),
+                        quoted(&all.name)
+                    ),
+                    "Lower the limit with `per: Client`, or raise the one with `per: All`.",
+                ));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn limit(at: &At<'_>) -> Result<Limit, ResourceError> {
+    let fields = at.closed(&LIMIT)?;
+    let limit_name = name::label(&fields.require("name", "Give the limit a name; metrics and refusals show it.")?)?;
+    let requests =
+        fields.require("requests", "Write how many requests the window allows.")?.integer(1..=MAX_REQUESTS)?;
+    let window = window(&fields.require("window", "Write the window, such as `1s`.")?)?;
+    let burst = match fields.get("burst") {
+        Some(at) => at.integer(1..=MAX_BURST)?,
+        None => requests,
+    };
+    let per = match fields.get("per") {
+        None => LimitKey::All,
+        Some(at) if at.open().is_ok() => {
+            return Err(
+                at.error("is a header or claim, which is not supported by this version", "Write `Client` or `All`.")
+            );
+        }
+        Some(at) => match at.text()? {
+            "Client" => LimitKey::Client,
+            "All" => LimitKey::All,
+            other => return Err(at.error(format_args!("is {}", quoted(other)), "Write `Client` or `All`.")),
+        },
+    };
+    if let Some(at) = fields.get("scope") {
+        match at.text()? {
+            "Pod" => {}
+            "Service" => {
+                return Err(at.error(
+                    "is `Service`, which is not supported by this version",
+                    "Write `Pod`, and the limit that each replica shall have.",
+                ));
+            }
+            other => return Err(at.error(format_args!("is {}", quoted(other)), "Write `Pod`.")),
+        }
+    }
+    Ok(Limit { name: limit_name.to_owned(), requests, window, burst, per })
+}
+
+fn window(at: &At<'_>) -> Result<Duration, ResourceError> {
+    const REMEDY: &str = "Write a whole number with `ms`, `s`, `m` or `h`, from `1ms` to `24h`, such as `1s`.";
+    let refuse = |what: &str| at.error(format_args!("is {}, which is not a window", quoted(what)), REMEDY);
+    if at.is_integer() {
+        return Err(at.error("has no unit", REMEDY));
+    }
+    let text = at.text()?;
+    let digits = text.find(|c: char| !c.is_ascii_digit()).ok_or_else(|| refuse(text))?;
+    let (number, unit) = text.split_at(digits);
+    let milliseconds = match unit {
+        "ms" => 1,
+        "s" => 1_000,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        _ => return Err(refuse(text)),
+    };
+    number
+        .parse::<u64>()
+        .ok()
+        .and_then(|number| number.checked_mul(milliseconds))
+        .map(Duration::from_millis)
+        .filter(|window| !window.is_zero() && *window <= MAX_WINDOW)
+        .ok_or_else(|| refuse(text))
+}

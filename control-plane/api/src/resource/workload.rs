@@ -1,0 +1,105 @@
+//! `Workload`: a process that takes part in the mesh without being a pod.
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use super::error::quoted;
+use super::metadata::Scope;
+use super::node::{At, Fields, Shape};
+use super::{Metadata, NamespacedName, ResourceError, name, protocol};
+use crate::workload::ProtocolHint;
+
+const SPEC: Shape = Shape { known: &["addresses", "serviceAccount", "ports", "mesh"], later: &[] };
+const PORT: Shape = Shape { known: &["name", "port", "appProtocol"], later: &[] };
+
+/// A workload.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Workload {
+    /// Its name.
+    pub name: NamespacedName,
+    /// Its labels, by which Services and policies select it.
+    pub labels: BTreeMap<String, String>,
+    /// Its annotations.
+    pub annotations: BTreeMap<String, String>,
+    /// Where it is reached: one address or more.
+    pub addresses: Vec<IpAddr>,
+    /// Its service account, in its namespace (`default` if none is written). Gives its identity.
+    pub service_account: String,
+    /// Its ports, as far as they are declared.
+    pub ports: Vec<WorkloadPort>,
+    /// Whether a sidecar stands before it (the default), so that it is reached by mTLS or not at all.
+    pub mesh: bool,
+}
+
+/// A port of a workload.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WorkloadPort {
+    /// Its name, to which a Service's `targetPort` may refer.
+    pub name: Option<String>,
+    /// Its number.
+    pub port: u16,
+    /// What it speaks.
+    pub protocol: ProtocolHint,
+}
+
+impl Workload {
+    pub(crate) fn parse(document: &Fields<'_>) -> Result<Self, ResourceError> {
+        let metadata = Metadata::parse(document, Scope::Own)?;
+        let spec = document.require("spec", "Write `spec: {addresses: […]}`.")?.closed(&SPEC)?;
+        let mut addresses = Vec::new();
+        for at in spec.require("addresses", "List the workload's IP addresses.")?.items()? {
+            let address = address(&at)?;
+            if addresses.contains(&address) {
+                return Err(at.error(format_args!("repeats {address}"), "List each address once."));
+            }
+            addresses.push(address);
+        }
+        let service_account = match spec.get("serviceAccount") {
+            Some(at) => name::subdomain(&at)?,
+            None => "default",
+        };
+        let mut ports: Vec<WorkloadPort> = Vec::new();
+        for at in spec.get("ports").map(|at| at.items()).transpose()?.unwrap_or_default() {
+            let port = port(&at)?;
+            if ports.iter().any(|other| other.port == port.port || (port.name.is_some() && other.name == port.name)) {
+                return Err(at.error("repeats the number or name of another port", "List each port once."));
+            }
+            ports.push(port);
+        }
+        Ok(Self {
+            name: metadata.name,
+            labels: metadata.labels,
+            annotations: metadata.annotations,
+            addresses,
+            service_account: service_account.to_owned(),
+            ports,
+            mesh: spec.get("mesh").map(|at| at.boolean()).transpose()?.unwrap_or(true),
+        })
+    }
+}
+
+fn address(at: &At<'_>) -> Result<IpAddr, ResourceError> {
+    let text = at.text()?;
+    let address: IpAddr = text.parse().map_err(|_| {
+        at.error(
+            format_args!("is {}, which is not an IP address", quoted(text)),
+            "Write an address such as `10.1.2.3` or `fd00::3`, without port or prefix length.",
+        )
+    })?;
+    if address.is_unspecified() || address.is_multicast() {
+        return Err(
+            at.error(format_args!("is {address}, where no workload can be"), "Write the workload's own address.")
+        );
+    }
+    Ok(address.to_canonical())
+}
+
+fn port(at: &At<'_>) -> Result<WorkloadPort, ResourceError> {
+    let fields = at.closed(&PORT)?;
+    let port_name = fields.get("name").map(|at| name::label(&at)).transpose()?;
+    let app_protocol = fields.get("appProtocol").map(|at| at.text()).transpose()?;
+    Ok(WorkloadPort {
+        name: port_name.map(str::to_owned),
+        port: fields.require("port", "Write the port's number.")?.port()?,
+        protocol: protocol::declared(app_protocol, port_name),
+    })
+}
