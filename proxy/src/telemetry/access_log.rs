@@ -33,9 +33,9 @@ const TEXT_MAX: usize = 512;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum AccessLogMode {
     /// Refused and limited calls only.
-    #[default]
     Off,
     /// Also what failed: no answer, 5xx, a gRPC code that is the server's fault.
+    #[default]
     Errors,
     /// Every request and connection.
     All,
