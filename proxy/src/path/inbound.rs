@@ -1,0 +1,420 @@
+//! From the network to our application, one connection a call.
+//!
+//! accept → first bytes → terminate mTLS → authorize → limit → forward → record. What arrives without a mesh identity is
+//! judged as such: by address, or by a default that lets anyone in. Nothing is forwarded that policy was not asked about.
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::BytesMut;
+use http::header::HeaderName;
+use http::uri::PathAndQuery;
+use http::{HeaderValue, Method, Request, Response, StatusCode};
+use hyper::body::Incoming;
+use tokio::io::AsyncReadExt;
+use tokio::net::TcpStream;
+use weft_api::policy::{HttpRequest, path};
+use weft_api::workload::Endpoint;
+use weft_certs::Peer;
+
+use super::http::{Forwarding, bad_request, forward, host_of, leave, protocol_of, serve};
+use super::record::{Ending, Record, ResponseBody};
+use super::respond::{self, Answer};
+use super::{Closing, Worker, own_party, until};
+use crate::stage::accept::{self, Accepted};
+use crate::stage::connect::{HttpVersion, Identity};
+use crate::stage::detect::{self, Detected};
+use crate::stage::forward as carry;
+use crate::stage::policy::{self, Caller, Denial, Permit};
+use crate::stage::rate_limit::Limited;
+use crate::stage::route::MeshView;
+use crate::stage::tls::{self, Carries, Lifetime};
+use crate::stage::transport::{Stream, Transport};
+use crate::telemetry::{ConnectionEvent, Direction, Ends, Kind, Party, Protocol, Refusal};
+
+/// Who the caller is, to the application (Envoy's format).
+const FORWARDED_CLIENT_CERT: HeaderName = HeaderName::from_static("x-forwarded-client-cert");
+/// Some servers take it for the same field (CGI variables).
+const FORWARDED_CLIENT_CERT_UNDERSCORED: HeaderName = HeaderName::from_static("x_forwarded_client_cert");
+
+/// One connection from the network to our application.
+pub async fn handle(worker: Rc<Worker>, stream: TcpStream, peer: SocketAddr) {
+    let _open = worker.count();
+    let accepted = match accept::original_dst(stream, peer, &worker.own_ports) {
+        Ok(accepted) => accepted,
+        Err((stream, why)) => {
+            refused(&worker, why.label(), None, peer);
+            return accept::reset(stream);
+        }
+    };
+    let (peer, target) = (accepted.peer, accepted.original_dst.0);
+    let arrival = match arrive(accepted, &worker).await {
+        Ok(Some(arrival)) => arrival,
+        Ok(None) => return,
+        Err((label, detail)) => return refused(&worker, label, Some(&detail), peer),
+    };
+    let identity = worker.identity();
+    let connection = Rc::new(Connection {
+        ends: ends(&worker.view(), &arrival),
+        client_cert: arrival.caller.peer.as_ref().and_then(|peer| forwarded_client_cert(&identity, peer)),
+        caller: arrival.caller,
+        target,
+        peer,
+        lifetime: arrival.lifetime,
+        closing: Closing::default(),
+        identity,
+        worker,
+    });
+    connection.run(arrival.stream, arrival.seen, arrival.carries, arrival.server).await;
+}
+
+/// A connection whose caller is known.
+struct Arrival {
+    stream: Transport,
+    seen: BytesMut,
+    caller: Caller,
+    carries: Carries,
+    lifetime: Lifetime,
+    /// The application's side, where it was asked before the caller had spoken.
+    server: Option<Stream>,
+}
+
+/// How long a caller outside the mesh may be silent before the application is let to speak first. A sidecar begins its
+/// handshake at once.
+const SILENCE: Duration = Duration::from_millis(100);
+
+/// Finds out whether a sidecar calls, and if so who. `Ok(None)`: the caller left.
+async fn arrive(accepted: Accepted, worker: &Worker) -> Result<Option<Arrival>, (&'static str, String)> {
+    let Accepted { mut stream, peer, original_dst } = accepted;
+    let mut seen = BytesMut::with_capacity(2048);
+    let outside = Caller { peer: None, address: peer.ip() };
+    let mut server = None;
+    let patience = match admit_stream(worker, &outside, original_dst.0.port()).0 {
+        Ok(_) => SILENCE,
+        Err(_) => tls::HANDSHAKE_TIMEOUT,
+    };
+    let hello = match tokio::time::timeout(patience, tls::open(&mut stream, &mut seen)).await {
+        Ok(opened) => opened,
+        Err(_) if patience > SILENCE => return Err(("silent", "no byte came".to_owned())),
+        Err(_) => match worker.upstreams.tcp(original_dst.0).await {
+            Err(error) => return Err((error.label(), error.to_string())),
+            Ok(mut application) => {
+                let mut spoken = BytesMut::new();
+                let opened = tokio::select! {
+                    opened = tls::open(&mut stream, &mut seen) => Some(opened),
+                    _ = application.read_buf(&mut spoken) => None,
+                };
+                server = Some(Transport::Plain(application).rewind(spoken));
+                match opened {
+                    Some(opened) => opened,
+                    None => {
+                        let (stream, lifetime) = (Transport::Plain(stream), Lifetime::unbounded());
+                        return Ok(Some(Arrival { stream, seen, caller: outside, carries: Carries::Opaque, lifetime, server }));
+                    }
+                }
+            }
+        },
+    };
+    match hello {
+        Err(_) => Ok(None),
+        Ok(None) => {
+            let (stream, lifetime) = (Transport::Plain(stream), Lifetime::unbounded());
+            Ok(Some(Arrival { stream, seen, caller: outside, carries: Carries::Undecided, lifetime, server }))
+        }
+        Ok(Some(hello)) => {
+            let identity = worker.identity();
+            let secured = tls::terminate(hello, stream, Arc::clone(&identity.server)).await.map_err(|e| (e.label(), e.to_string()))?;
+            Ok(Some(Arrival {
+                lifetime: Lifetime::of(&identity.svid, &secured.peer),
+                stream: Transport::Server(Box::new(secured.stream)),
+                seen: BytesMut::new(),
+                caller: Caller { peer: Some(secured.peer), address: peer.ip() },
+                carries: secured.carries,
+                server: None,
+            }))
+        }
+    }
+}
+
+/// What a byte stream of this caller may do now, with the label of the policy that says so.
+fn admit_stream(worker: &Worker, caller: &Caller, port: u16) -> (Result<Permit, Box<Denial>>, String) {
+    let view = worker.view();
+    policy::admit(&view.config.inbound.policy, caller, port, None)
+}
+
+/// Envoy's `x-forwarded-client-cert`, of what the caller's certificate proves.
+fn forwarded_client_cert(identity: &Identity, peer: &Peer) -> Option<HeaderValue> {
+    let hash: String = peer.fingerprint.iter().map(|byte| format!("{byte:02x}")).collect();
+    HeaderValue::from_str(&format!("By={};Hash={hash};URI={}", identity.svid.id(), peer.id)).ok()
+}
+
+fn ends(view: &MeshView, arrival: &Arrival) -> Ends {
+    let inbound = &view.config.inbound;
+    let source = match arrival.caller.identity().and_then(|id| id.service_account()) {
+        Some((namespace, account)) => Party::new(account, namespace),
+        None => Party::unknown(),
+    };
+    let destination = match inbound.services.first() {
+        Some(service) => Party::new(service.name.as_str(), service.namespace.as_str()),
+        None => own_party(view),
+    };
+    Ends { direction: Direction::Inbound, source, destination, protocol: Protocol::Tcp, tls: arrival.caller.peer.is_some() }
+}
+
+fn refused(worker: &Worker, reason: &'static str, detail: Option<&str>, peer: SocketAddr) {
+    let refusal = Refusal { direction: Direction::Inbound, reason, detail, peer_identity: None, peer_address: Some(peer) };
+    worker.telemetry.refused(&refusal);
+}
+
+/// A connection on its way to the application.
+struct Connection {
+    worker: Rc<Worker>,
+    identity: Arc<Identity>,
+    ends: Ends,
+    caller: Caller,
+    client_cert: Option<HeaderValue>,
+    target: SocketAddr,
+    peer: SocketAddr,
+    lifetime: Lifetime,
+    closing: Closing,
+}
+
+impl Connection {
+    async fn run(self: Rc<Self>, mut stream: Transport, mut seen: BytesMut, carries: Carries, mut server: Option<Stream>) {
+        let detected = match carries {
+            Carries::Http1 => Some(Detected::Http1),
+            Carries::Http2 => Some(Detected::Http2),
+            Carries::Opaque => Some(Detected::Opaque),
+            Carries::Undecided => None,
+        };
+        // What a byte stream may do decides whether the server may be asked before the caller has spoken.
+        let (stream_permit, label) = self.admit_stream();
+        let detected = match (detected, &stream_permit) {
+            (Some(detected), _) => detected,
+            (None, Ok(_)) if seen.is_empty() => match self.whoever_speaks_first(&mut stream, &mut seen).await {
+                Some((detected, connected)) => {
+                    server = connected;
+                    detected
+                }
+                None => return,
+            },
+            (None, _) => match tokio::time::timeout(tls::HANDSHAKE_TIMEOUT, detect::first_bytes(&mut stream, &mut seen)).await {
+                Ok(Ok(detected)) => detected,
+                Ok(Err(_)) => return,
+                Err(_) => Detected::Opaque,
+            },
+        };
+        let stream = stream.rewind(seen);
+        match detected {
+            Detected::Http1 => self.http(stream, HttpVersion::Http1).await,
+            Detected::Http2 => self.http(stream, HttpVersion::Http2).await,
+            Detected::Opaque => self.bytes(stream, server, stream_permit, &label).await,
+        }
+    }
+
+    fn admit_stream(&self) -> (Result<Permit, Box<Denial>>, String) {
+        admit_stream(&self.worker, &self.caller, self.target.port())
+    }
+
+    /// Connects to the application and waits for the first byte from either side.
+    async fn whoever_speaks_first(&self, stream: &mut Transport, seen: &mut BytesMut) -> Option<(Detected, Option<Stream>)> {
+        let mut server = match self.worker.upstreams.tcp(self.target).await {
+            Ok(server) => server,
+            // The caller's first bytes may still be HTTP, which deserves an answer.
+            Err(_) => return detect::first_bytes(stream, seen).await.ok().map(|detected| (detected, None)),
+        };
+        let mut spoken = BytesMut::new();
+        tokio::select! {
+            biased;
+            detected = detect::first_bytes(stream, seen) => {
+                Some((detected.ok()?, Some(Transport::Plain(server).rewind(spoken))))
+            }
+            read = server.read_buf(&mut spoken) => {
+                read.ok()?;
+                Some((Detected::Opaque, Some(Transport::Plain(server).rewind(spoken))))
+            }
+        }
+    }
+
+    /// Carries a byte stream, for as long as policy permits it.
+    async fn bytes(&self, stream: Stream, server: Option<Stream>, permit: Result<Permit, Box<Denial>>, label: &str) {
+        let worker = &self.worker;
+        worker.telemetry.authorization(permit.is_ok(), label);
+        let open = Rc::new(worker.telemetry.connection_opened(&self.ends));
+        let ending = match permit {
+            Err(denial) => Err(Ending::Denied { policy: denial.policy, reason: denial.explanation }),
+            Ok(permit) => match self.limit() {
+                Err(limited) => Err(Ending::Limited { policy: limited.policy, limit: limited.limit }),
+                Ok(()) => Ok(permit),
+            },
+        };
+        let outcome = match ending {
+            Err(ending) => {
+                stream.into_parts().1.reset();
+                ending
+            }
+            Ok(permit) => {
+                let server = match server {
+                    Some(server) => Ok(server),
+                    None => worker.upstreams.tcp(self.target).await.map(|tcp| Transport::Plain(tcp).rewind(BytesMut::new())),
+                };
+                match server {
+                    Err(error) => {
+                        tracing::debug!(%error, "application not reached");
+                        stream.into_parts().1.reset();
+                        Ending::Failed(error.label())
+                    }
+                    Ok(server) => {
+                        let (sent, received) = (Rc::clone(&open), Rc::clone(&open));
+                        let carried = carry::bytes(stream, server, move |n| sent.add_sent(n), move |n| received.add_received(n), &permit);
+                        tokio::select! {
+                            done = carried => if done.is_ok() { Ending::Forwarded } else { Ending::Failed("cut") },
+                            () = until(self.lifetime.end) => Ending::Failed("certificate_expired"),
+                            denial = self.until_forbidden() => {
+                                Ending::Denied { policy: denial.policy, reason: denial.explanation }
+                            }
+                        }
+                    }
+                }
+            }
+        };
+        let identity = self.caller.identity().map(|id| id.as_str().to_owned());
+        let event = ConnectionEvent { outcome: outcome.as_outcome(), peer_identity: identity.as_deref(), peer_address: Some(self.peer) };
+        if let Some(open) = Rc::into_inner(open) {
+            open.finish(&event);
+        }
+    }
+
+    /// Returns once a new configuration forbids what was permitted.
+    async fn until_forbidden(&self) -> Box<Denial> {
+        let mut view = self.worker.view.clone();
+        view.mark_unchanged();
+        loop {
+            if view.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+            if let (Err(denial), _) = self.admit_stream() {
+                return denial;
+            }
+        }
+    }
+
+    fn limit(&self) -> Result<(), Limited> {
+        let limiter = Arc::clone(&self.worker.limiter.borrow());
+        if limiter.is_empty() {
+            return Ok(());
+        }
+        let telemetry = &self.worker.telemetry;
+        let taken = limiter.admit(&self.caller, Instant::now(), |policy, limit| telemetry.rate_limit(false, policy, limit));
+        taken.inspect_err(|limited| telemetry.rate_limit(true, &limited.policy, &limited.limit))
+    }
+
+    async fn http(self: Rc<Self>, stream: Stream, version: HttpVersion) {
+        let (worker, closing, lifetime) = (Rc::clone(&self.worker), self.closing.clone(), self.lifetime);
+        let ends = Rc::new(std::cell::RefCell::new(None::<Rc<Ends>>));
+        let handler = move |request: Request<Incoming>| {
+            let connection = Rc::clone(&self);
+            let protocol = protocol_of(&request);
+            let mut known = ends.borrow_mut();
+            let ends = match known.as_ref().filter(|ends| ends.protocol == protocol) {
+                Some(ends) => Rc::clone(ends),
+                None => Rc::clone(known.insert(Rc::new(Ends { protocol, ..connection.ends.clone() }))),
+            };
+            async move { connection.request(request, ends).await }
+        };
+        if let Err(error) = serve(&worker, stream, version, lifetime, closing, handler).await {
+            tracing::debug!(%error, "inbound connection ended");
+        }
+    }
+
+    /// One request: read unambiguously, judged, limited, forwarded.
+    async fn request(self: Rc<Self>, mut request: Request<Incoming>, ends: Rc<Ends>) -> Response<ResponseBody> {
+        let grpc = respond::is_grpc(request.headers());
+        let host = host_of(&request);
+        let mut record = Record::new(
+            Rc::clone(&self.worker),
+            ends,
+            request.method().clone(),
+            request.uri().clone(),
+            host.as_ref().ok().and_then(Clone::clone),
+        );
+        record.peer_address = Some(self.peer);
+        record.peer_identity = self.caller.identity().cloned();
+        record.span = self.worker.telemetry.start_span(Kind::Server, request.headers());
+        let judged = host.and_then(|host| self.judge(&request, host.as_ref(), &mut record));
+        let path = match judged {
+            Ok(path) => path,
+            Err(answer) => return leave(&self.closing, record.answer(answer.into_response(grpc))),
+        };
+        self.tell_application(&mut request);
+        let endpoint = Endpoint { address: self.target, workload: String::new(), identity: None };
+        let to = Forwarding {
+            worker: &self.worker,
+            identity: &self.identity,
+            endpoints: std::slice::from_ref(&endpoint),
+            path,
+            closing: &self.closing,
+            lifetime: self.lifetime,
+        };
+        forward(to, request, record).await
+    }
+
+    /// Policy, then limits. Returns the path to forward where it differs from what was sent: the application receives
+    /// what was compared.
+    fn judge(&self, request: &Request<Incoming>, host: Option<&HeaderValue>, record: &mut Record) -> Result<Option<PathAndQuery>, Answer> {
+        let refuse = |record: &mut Record, label, text: &str| {
+            record.ending = Ending::Failed(label);
+            bad_request(label, text)
+        };
+        if request.method() == Method::CONNECT {
+            record.ending = Ending::Failed("connect_refused");
+            return Err(Answer::new(StatusCode::METHOD_NOT_ALLOWED, "connect", "CONNECT is not allowed here"));
+        }
+        path::check_method(request.method().as_str()).map_err(|why| refuse(record, why.label(), "the method"))?;
+        let sent = request.uri().path();
+        let compared = path::normalize(sent).map_err(|why| refuse(record, why.label(), "the path has no single reading"))?;
+        let host = match host {
+            Some(host) => std::str::from_utf8(host.as_bytes()).map_err(|_| refuse(record, "host", "the Host header"))?,
+            None => "",
+        };
+        let host = match host.is_empty() {
+            true => host.into(),
+            false => path::normalize_host(host).map_err(|why| refuse(record, why.label(), "the Host header"))?,
+        };
+        let http = HttpRequest { method: request.method().as_str(), path: &compared, host: &host, headers: request.headers() };
+        let view = self.worker.view();
+        let (admitted, label) = policy::admit(&view.config.inbound.policy, &self.caller, self.target.port(), Some(http));
+        self.worker.telemetry.authorization(admitted.is_ok(), &label);
+        if let Err(denial) = admitted {
+            let answer = Answer::new(StatusCode::FORBIDDEN, "denied", denial.explanation.clone());
+            record.ending = Ending::Denied { policy: denial.policy, reason: denial.explanation };
+            return Err(answer);
+        }
+        if let Err(limited) = self.limit() {
+            let text = format!("limit {} of RateLimitPolicy {} is exhausted", limited.limit, limited.policy);
+            let mut answer = Answer::new(StatusCode::TOO_MANY_REQUESTS, "rate_limited", text);
+            answer.retry_after = Some(limited.retry_after);
+            record.ending = Ending::Limited { policy: limited.policy, limit: limited.limit };
+            return Err(answer);
+        }
+        if compared == sent {
+            return Ok(None);
+        }
+        let target = match request.uri().query() {
+            Some(query) => format!("{compared}?{query}"),
+            None => compared.into_owned(),
+        };
+        PathAndQuery::try_from(target).map(Some).map_err(|_| refuse(record, "path", "the path has no single reading"))
+    }
+
+    /// Replaces what the caller may have claimed about itself with what its certificate proves.
+    fn tell_application(&self, request: &mut Request<Incoming>) {
+        let headers = request.headers_mut();
+        headers.remove(FORWARDED_CLIENT_CERT);
+        headers.remove(FORWARDED_CLIENT_CERT_UNDERSCORED);
+        if let Some(value) = &self.client_cert {
+            headers.insert(FORWARDED_CLIENT_CERT, value.clone());
+        }
+    }
+}

@@ -1,0 +1,222 @@
+//! Follows a request to the last byte of its answer, then reports it: every ending passes here.
+use std::cell::Cell;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http::uri::Uri;
+use http::{HeaderMap, HeaderValue, Method, Response};
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+use weft_certs::SpiffeId;
+
+use super::Worker;
+use crate::stage::balance::Chosen;
+use crate::stage::connect::Sender;
+use crate::telemetry::{ActiveSpan, Ends, Outcome, RequestEvent};
+
+/// How a request ended, owned.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Ending {
+    Forwarded,
+    Denied { policy: String, reason: String },
+    Limited { policy: String, limit: String },
+    Failed(&'static str),
+}
+
+impl Ending {
+    pub(crate) fn as_outcome(&self) -> Outcome<'_> {
+        match self {
+            Self::Forwarded => Outcome::Forwarded,
+            Self::Denied { policy, reason } => Outcome::Denied { policy, reason },
+            Self::Limited { policy, limit } => Outcome::Limited { policy, limit },
+            Self::Failed(reason) => Outcome::Failed { reason },
+        }
+    }
+}
+
+/// A request under way. Reported when its answer was sent, or when it is dropped.
+pub(crate) struct Record {
+    pub(crate) worker: Rc<Worker>,
+    pub(crate) ends: Rc<Ends>,
+    pub(crate) method: Method,
+    pub(crate) uri: Uri,
+    pub(crate) host: Option<HeaderValue>,
+    pub(crate) peer_identity: Option<SpiffeId>,
+    pub(crate) peer_address: Option<SocketAddr>,
+    pub(crate) started: Instant,
+    /// Time spent waiting for the other side to answer.
+    pub(crate) waited: Duration,
+    pub(crate) answered: Option<Instant>,
+    pub(crate) status: u16,
+    pub(crate) grpc_status: Option<u16>,
+    pub(crate) request_bytes: Rc<Cell<u64>>,
+    pub(crate) response_bytes: u64,
+    pub(crate) ending: Ending,
+    pub(crate) span: Option<ActiveSpan>,
+    complete: bool,
+}
+
+impl Record {
+    pub(crate) fn new(worker: Rc<Worker>, ends: Rc<Ends>, method: Method, uri: Uri, host: Option<HeaderValue>) -> Self {
+        Self {
+            worker,
+            ends,
+            method,
+            uri,
+            host,
+            peer_identity: None,
+            peer_address: None,
+            started: Instant::now(),
+            waited: Duration::ZERO,
+            answered: None,
+            status: 0,
+            grpc_status: None,
+            request_bytes: Rc::default(),
+            response_bytes: 0,
+            ending: Ending::Forwarded,
+            span: None,
+            complete: false,
+        }
+    }
+
+    /// Notes what the answer says, and lets its body report the end.
+    pub(crate) fn answer(mut self, response: Response<ResponseBody>) -> Response<ResponseBody> {
+        self.status = response.status().as_u16();
+        self.grpc_status = grpc_status_of(response.headers());
+        self.answered = Some(Instant::now());
+        let (parts, mut body) = response.into_parts();
+        if body.is_end_stream() {
+            self.complete = true;
+        } else {
+            body.record = Some(self);
+        }
+        Response::from_parts(parts, body)
+    }
+
+    fn report(&mut self) {
+        let outcome = match &self.ending {
+            Ending::Forwarded if !self.complete => Outcome::Cancelled,
+            ending => ending.as_outcome(),
+        };
+        let event = RequestEvent {
+            ends: &self.ends,
+            method: self.method.as_str(),
+            path: self.uri.path(),
+            host: self.host.as_ref().and_then(|host| host.to_str().ok()).or(self.uri.authority().map(|a| a.as_str())).unwrap_or(""),
+            status: self.status,
+            grpc_status: self.grpc_status,
+            duration: self.started.elapsed(),
+            overhead: self.answered.map(|answered| (answered - self.started).saturating_sub(self.waited)),
+            request_bytes: self.request_bytes.get(),
+            response_bytes: self.response_bytes,
+            outcome,
+            peer_identity: self.peer_identity.as_ref().map(SpiffeId::as_str),
+            peer_address: self.peer_address,
+        };
+        self.worker.telemetry.request(&event, self.span.take());
+    }
+}
+
+impl Drop for Record {
+    fn drop(&mut self) {
+        self.report();
+    }
+}
+
+fn grpc_status_of(headers: &HeaderMap) -> Option<u16> {
+    headers.get("grpc-status")?.to_str().ok()?.parse().ok()
+}
+
+/// The body of an answer on its way to the caller.
+pub(crate) struct ResponseBody {
+    source: Source,
+    pub(crate) record: Option<Record>,
+}
+
+enum Source {
+    Local(Option<Bytes>),
+    Upstream {
+        inner: Incoming,
+        /// Goes back to its pool when the answer was read to its end; on the way it counts as load.
+        sender: Option<(Sender, Chosen)>,
+    },
+}
+
+impl ResponseBody {
+    pub(crate) fn local(text: Bytes) -> Self {
+        Self { source: Source::Local(Some(text).filter(|text| !text.is_empty())), record: None }
+    }
+
+    pub(crate) fn upstream(inner: Incoming, sender: Sender, chosen: Chosen) -> Self {
+        let mut body = Self { source: Source::Upstream { inner, sender: Some((sender, chosen)) }, record: None };
+        if body.is_end_stream() {
+            body.finish();
+        }
+        body
+    }
+
+    /// The answer was read to its end.
+    fn finish(&mut self) {
+        if let Source::Upstream { sender, .. } = &mut self.source {
+            if let Some((sender, _chosen)) = sender.take() {
+                sender.give_back();
+            }
+        }
+        if let Some(mut record) = self.record.take() {
+            record.complete = true;
+        }
+    }
+}
+
+impl Body for ResponseBody {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        let this = self.get_mut();
+        let polled = match &mut this.source {
+            Source::Local(text) => Poll::Ready(text.take().map(|text| Ok(Frame::data(text)))),
+            Source::Upstream { inner, .. } => Pin::new(inner).poll_frame(cx),
+        };
+        match &polled {
+            Poll::Ready(Some(Ok(frame))) => {
+                if let Some(record) = &mut this.record {
+                    record.response_bytes += frame.data_ref().map_or(0, |data| data.len() as u64);
+                    if let Some(status) = frame.trailers_ref().and_then(grpc_status_of) {
+                        record.grpc_status = Some(status);
+                    }
+                }
+                if this.is_end_stream() || frame.is_trailers() {
+                    this.finish();
+                }
+            }
+            Poll::Ready(None) => this.finish(),
+            Poll::Ready(Some(Err(_))) => {
+                if let Some(record) = &mut this.record {
+                    record.ending = Ending::Failed("response_cut");
+                }
+                this.record = None;
+            }
+            Poll::Pending => {}
+        }
+        polled
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.source {
+            Source::Local(text) => text.is_none(),
+            Source::Upstream { inner, .. } => inner.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.source {
+            Source::Local(text) => SizeHint::with_exact(text.as_ref().map_or(0, |text| text.len() as u64)),
+            Source::Upstream { inner, .. } => inner.size_hint(),
+        }
+    }
+}

@@ -1,0 +1,63 @@
+//! Bodies on their way through: counted, never buffered whole.
+use std::cell::Cell;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+
+/// Most that hyper buffers of an HTTP/1 connection; bounds the header section (the default is 400 KiB).
+pub const HTTP1_BUFFER: usize = 64 * 1024;
+/// Bytes a peer may send on one HTTP/2 stream before we read them.
+pub const H2_STREAM_WINDOW: u32 = 256 * 1024;
+/// Bytes a peer may send on one HTTP/2 connection before we read them.
+pub const H2_CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
+/// Bytes of one HTTP/2 stream that wait to be sent.
+pub const H2_SEND_BUFFER: usize = 64 * 1024;
+
+/// The body of a request on its way to the server.
+pub enum RequestBody {
+    /// None.
+    Empty,
+    /// As it comes in.
+    Incoming {
+        /// What comes in.
+        inner: Incoming,
+        /// Bytes so far.
+        count: Rc<Cell<u64>>,
+    },
+}
+
+impl Body for RequestBody {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        match self.get_mut() {
+            Self::Empty => Poll::Ready(None),
+            Self::Incoming { inner, count } => {
+                let polled = Pin::new(inner).poll_frame(cx);
+                if let Poll::Ready(Some(Ok(frame))) = &polled {
+                    count.set(count.get() + frame.data_ref().map_or(0, |data| data.len() as u64));
+                }
+                polled
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Empty => true,
+            Self::Incoming { inner, .. } => inner.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Empty => SizeHint::with_exact(0),
+            Self::Incoming { inner, .. } => inner.size_hint(),
+        }
+    }
+}

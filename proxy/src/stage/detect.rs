@@ -1,0 +1,164 @@
+//! Tells HTTP/1, HTTP/2 and TLS from other bytes by looking at the first ones, which are kept and replayed.
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use bytes::{Buf, Bytes, BytesMut};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
+
+/// What a byte stream was found to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Detected {
+    /// An HTTP/1 request line begins.
+    Http1,
+    /// The HTTP/2 preface (RFC 9113 section 3.4).
+    Http2,
+    /// Anything else.
+    Opaque,
+}
+
+const H2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// Longest method token that still counts as HTTP; longer first words are opaque.
+const LONGEST_METHOD: usize = 24;
+/// A request line that is longer than this is left to the HTTP parser to refuse.
+const MOST_BYTES: usize = 16 * 1024;
+
+/// Judges the first bytes; `None`: more are needed.
+///
+/// HTTP/1 is a token of upper-case letters and `-`, a space, and a target that begins with `/`, `*` or a letter, on a line
+/// that names `HTTP/1.`. A line that never ends does not stay undecided: [`first_bytes`] bounds it.
+pub fn judge(bytes: &[u8]) -> Option<Detected> {
+    let compared = bytes.len().min(H2_PREFACE.len());
+    if bytes[..compared] == H2_PREFACE[..compared] {
+        return (compared == H2_PREFACE.len()).then_some(Detected::Http2);
+    }
+    let method = bytes.iter().take_while(|b| b.is_ascii_alphabetic() || **b == b'-').count();
+    if method > LONGEST_METHOD || method == 0 {
+        return Some(Detected::Opaque);
+    }
+    match bytes.get(method) {
+        None => return None,
+        Some(b' ') => {}
+        Some(_) => return Some(Detected::Opaque),
+    }
+    let Some(end) = bytes.iter().position(|b| *b == b'\n') else {
+        return None;
+    };
+    let line = bytes[..end].strip_suffix(b"\r").unwrap_or(&bytes[..end]);
+    match line.rsplit(|b| *b == b' ').next() {
+        Some(version) if version.starts_with(b"HTTP/") => Some(Detected::Http1),
+        _ => Some(Detected::Opaque),
+    }
+}
+
+/// Reads until the stream can be judged; an early end of stream decides for `Opaque`. Cancel-safe: what was read is in
+/// `seen`.
+pub async fn first_bytes<S: AsyncRead + Unpin>(stream: &mut S, seen: &mut BytesMut) -> io::Result<Detected> {
+    loop {
+        if !seen.is_empty() {
+            if let Some(detected) = judge(seen) {
+                return Ok(detected);
+            }
+        }
+        if seen.len() >= MOST_BYTES {
+            return Ok(Detected::Http1);
+        }
+        if stream.read_buf(seen).await? == 0 {
+            return Ok(Detected::Opaque);
+        }
+    }
+}
+
+/// A stream whose first bytes were already read.
+#[derive(Debug)]
+pub struct Rewound<S> {
+    seen: Bytes,
+    inner: S,
+}
+
+impl<S> Rewound<S> {
+    /// `seen` is read again before `inner`.
+    pub fn new(seen: BytesMut, inner: S) -> Self {
+        Self { seen: seen.freeze(), inner }
+    }
+    /// The stream below.
+    pub fn get_ref(&self) -> &S {
+        &self.inner
+    }
+    /// Takes it apart: bytes not yet read again, and the stream.
+    pub fn into_parts(self) -> (Bytes, S) {
+        (self.seen, self.inner)
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Rewound<S> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if self.seen.is_empty() {
+            return Pin::new(&mut self.inner).poll_read(cx, buf);
+        }
+        let count = self.seen.len().min(buf.remaining());
+        buf.put_slice(&self.seen[..count]);
+        self.seen.advance(count);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Rewound<S> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.inner).poll_write(cx, buf)
+    }
+    fn poll_write_vectored(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bufs: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.inner).poll_write_vectored(cx, bufs)
+    }
+    fn is_write_vectored(&self) -> bool {
+        self.inner.is_write_vectored()
+    }
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_flush(cx)
+    }
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(Pin::new(&mut self.inner).poll_shutdown(cx))?;
+        Poll::Ready(Ok(()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_bytes_tell_the_protocol_or_ask_for_more() {
+        let rows: &[(&[u8], Option<Detected>)] = &[
+            (b"GET / HTTP/1.1\r\n", Some(Detected::Http1)),
+            (b"get /x HTTP/1.0\n", Some(Detected::Http1)),
+            (b"M-SEARCH * HTTP/1.1\r\nHost: a", Some(Detected::Http1)),
+            (b"GET / HTTP/2.0\r\n", Some(Detected::Http1)),
+            (b"GET /", None),
+            (b"PRI * HT", None),
+            (H2_PREFACE, Some(Detected::Http2)),
+            (b"PRI * HTTP/1.1\r\n", Some(Detected::Http1)),
+            (b"\x16\x03\x01\x00\xa5", Some(Detected::Opaque)),
+            (b"\x00\x00\x00\x08\x04\xd2\x16\x2f", Some(Detected::Opaque)),
+            (b"*1\r\n$4\r\nPING\r\n", Some(Detected::Opaque)),
+            (b"EHLO mail\r\n", Some(Detected::Opaque)),
+            (b"PING\r\n", Some(Detected::Opaque)),
+            (b"SSH-2.0-OpenSSH\r\n", Some(Detected::Opaque)),
+            (b"ABCDEFGHIJKLMNOPQRSTUVWXYZ", Some(Detected::Opaque)),
+        ];
+        for (bytes, expected) in rows {
+            assert_eq!(judge(bytes), *expected, "{:?}", String::from_utf8_lossy(bytes));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_rewound_stream_gives_every_byte_once() {
+        let (mut client, mut server) = tokio::io::duplex(64);
+        tokio::io::AsyncWriteExt::write_all(&mut client, b"GET / HTTP/1.1\r\n\r\n").await.expect("duplex is open");
+        drop(client);
+        let mut seen = BytesMut::new();
+        assert_eq!(first_bytes(&mut server, &mut seen).await.expect("readable"), Detected::Http1);
+        let mut all = Vec::new();
+        Rewound::new(seen, server).read_to_end(&mut all).await.expect("readable");
+        assert_eq!(all, b"GET / HTTP/1.1\r\n\r\n");
+    }
+}

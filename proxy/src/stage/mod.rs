@@ -1,0 +1,14 @@
+//! The steps of a connection, one file each, in travelling order.
+//!
+//! A stage takes values and returns facts. Stages never call each other's actions, `feed`, `path` or `telemetry`.
+pub mod accept;
+pub mod balance;
+pub mod body;
+pub mod connect;
+pub mod detect;
+pub mod forward;
+pub mod policy;
+pub mod rate_limit;
+pub mod route;
+pub mod tls;
+pub mod transport;

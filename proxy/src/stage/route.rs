@@ -1,0 +1,126 @@
+//! Where an outgoing connection is going: a Service, a workload of the mesh, or outside. Decided by the original
+//! destination alone, never by what the application sends.
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use weft_api::resource::NamespacedName;
+use weft_api::workload::{Endpoint, ProtocolHint, Service, WorkloadConfig};
+
+use super::accept::OriginalDst;
+
+/// A [`WorkloadConfig`] indexed by address.
+#[derive(Debug)]
+pub struct MeshView {
+    /// What the control plane told.
+    pub config: WorkloadConfig,
+    services: HashMap<IpAddr, Arc<Service>>,
+    workloads: HashMap<IpAddr, usize>,
+}
+
+/// Where a connection is going.
+#[derive(Clone, Debug)]
+pub enum Route {
+    /// A port of a Service.
+    Service {
+        /// The Service.
+        service: Arc<Service>,
+        /// Index into its ports.
+        port: usize,
+    },
+    /// A workload of the mesh, by its own address.
+    Workload {
+        /// The one endpoint.
+        endpoint: Endpoint,
+        /// Its namespace.
+        namespace: String,
+        /// What is known of the port.
+        protocol: ProtocolHint,
+    },
+    /// Not of the mesh: passed through as it is.
+    Outside,
+    /// A Service's address with a port that it does not have.
+    NoSuchPort,
+}
+
+impl MeshView {
+    /// Indexes `config`.
+    pub fn new(config: WorkloadConfig) -> Self {
+        let services = config.services.values().flat_map(|s| s.addresses.iter().map(|a| (*a, Arc::clone(s)))).collect();
+        let workloads = config
+            .meshed_workloads
+            .iter()
+            .enumerate()
+            .flat_map(|(index, workload)| workload.addresses.iter().map(move |address| (*address, index)))
+            .collect();
+        Self { config, services, workloads }
+    }
+
+    /// Finds where `original` leads.
+    pub fn route(&self, original: OriginalDst) -> Route {
+        let OriginalDst(address) = original;
+        if let Some(service) = self.services.get(&address.ip()) {
+            return match service.ports.iter().position(|port| port.port == address.port()) {
+                Some(port) => Route::Service { service: Arc::clone(service), port },
+                None => Route::NoSuchPort,
+            };
+        }
+        match self.workloads.get(&address.ip()).map(|index| &self.config.meshed_workloads[*index]) {
+            Some(workload) => Route::Workload {
+                endpoint: Endpoint {
+                    address,
+                    workload: workload.name.name.clone(),
+                    identity: Some(workload.identity.clone()),
+                },
+                namespace: workload.name.namespace.clone(),
+                protocol: workload.ports.get(&address.port()).copied().unwrap_or_default(),
+            },
+            None => Route::Outside,
+        }
+    }
+
+    /// Whether `endpoint` is still what the control plane names at that address.
+    pub fn names(&self, endpoint: &Endpoint) -> bool {
+        let by_service = || {
+            self.config.services.values().flat_map(|s| &s.ports).flat_map(|p| &p.endpoints).any(|known| known == endpoint)
+        };
+        let by_address = || {
+            self.workloads.get(&endpoint.address.ip()).is_some_and(|index| {
+                Some(&self.config.meshed_workloads[*index].identity) == endpoint.identity.as_ref()
+            })
+        };
+        by_service() || by_address()
+    }
+}
+
+impl Route {
+    /// What the port is declared to speak.
+    pub fn protocol(&self) -> ProtocolHint {
+        match self {
+            Self::Service { service, port } => service.ports[*port].protocol,
+            Self::Workload { protocol, .. } => *protocol,
+            Self::Outside | Self::NoSuchPort => ProtocolHint::Opaque,
+        }
+    }
+
+    /// The places where it is served.
+    pub fn endpoints(&self) -> &[Endpoint] {
+        match self {
+            Self::Service { service, port } => &service.ports[*port].endpoints,
+            Self::Workload { endpoint, .. } => std::slice::from_ref(endpoint),
+            Self::Outside | Self::NoSuchPort => &[],
+        }
+    }
+
+    /// Name and namespace for metrics and logs, from the model.
+    pub fn destination(&self) -> NamespacedName {
+        match self {
+            Self::Service { service, .. } => service.name.clone(),
+            Self::Workload { endpoint, namespace, .. } => {
+                NamespacedName { namespace: namespace.clone(), name: endpoint.workload.clone() }
+            }
+            Self::Outside => NamespacedName { namespace: String::new(), name: "outside".to_owned() },
+            Self::NoSuchPort => NamespacedName { namespace: String::new(), name: "unknown".to_owned() },
+        }
+    }
+}

@@ -1,0 +1,106 @@
+//! One thread of the data path: accepts only once there is a certificate and a configuration, so that nothing is ever
+//! served unjudged; until then connections wait in the kernel's queue.
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+use std::time::Duration;
+
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio::task::{LocalSet, spawn_local};
+
+use crate::path::{Phase, Worker, inbound, outbound};
+use crate::stage::accept;
+use crate::stage::balance::Balancer;
+use crate::stage::connect::{Identity, Upstreams};
+use crate::stage::rate_limit::Limiter;
+use crate::stage::route::MeshView;
+use crate::telemetry::Telemetry;
+
+/// How often idle connections are looked through.
+const SWEEP: Duration = Duration::from_secs(5);
+
+/// The sockets of one worker.
+pub(crate) struct Listeners {
+    pub(crate) inbound: Vec<std::net::TcpListener>,
+    pub(crate) outbound: Vec<std::net::TcpListener>,
+}
+
+/// What a worker is given.
+pub(crate) struct Parts {
+    pub(crate) listeners: Listeners,
+    pub(crate) view: watch::Receiver<Option<Arc<MeshView>>>,
+    pub(crate) identity: watch::Receiver<Option<Arc<Identity>>>,
+    pub(crate) limiter: watch::Receiver<Arc<Limiter>>,
+    pub(crate) phase: watch::Receiver<Phase>,
+    pub(crate) telemetry: Arc<Telemetry>,
+    pub(crate) own_ports: [u16; 3],
+    pub(crate) mark: Option<u32>,
+    pub(crate) open: Arc<AtomicUsize>,
+}
+
+/// Runs until `stop` turns true.
+pub(crate) fn run(parts: Parts, stop: watch::Receiver<bool>) -> std::io::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    LocalSet::new().block_on(&runtime, serve(parts, stop))
+}
+
+async fn serve(parts: Parts, mut stop: watch::Receiver<bool>) -> std::io::Result<()> {
+    let (mut view, mut identity) = (parts.view.clone(), parts.identity.clone());
+    let ready = async {
+        let _ = view.wait_for(Option::is_some).await;
+        let _ = identity.wait_for(Option::is_some).await;
+    };
+    tokio::select! {
+        () = ready => {}
+        _ = stop.wait_for(|stop| *stop) => return Ok(()),
+    }
+    let worker = Rc::new(Worker {
+        view: parts.view,
+        identity: parts.identity,
+        limiter: parts.limiter,
+        phase: parts.phase,
+        upstreams: Rc::new(Upstreams::new(parts.mark)),
+        balancer: Balancer::default(),
+        telemetry: parts.telemetry.worker(),
+        own_ports: parts.own_ports,
+        open: parts.open,
+    });
+    for listener in parts.listeners.inbound {
+        spawn_local(accept_all(TcpListener::from_std(listener)?, Rc::clone(&worker), inbound::handle));
+    }
+    for listener in parts.listeners.outbound {
+        spawn_local(accept_all(TcpListener::from_std(listener)?, Rc::clone(&worker), outbound::handle));
+    }
+    spawn_local(sweep(worker));
+    let _ = stop.wait_for(|stop| *stop).await;
+    Ok(())
+}
+
+async fn accept_all<H, F>(listener: TcpListener, worker: Rc<Worker>, handle: H)
+where
+    H: Fn(Rc<Worker>, TcpStream, SocketAddr) -> F,
+    F: Future<Output = ()> + 'static,
+{
+    loop {
+        let (stream, peer) = accept::next(&listener).await;
+        spawn_local(handle(Rc::clone(&worker), stream, peer));
+    }
+}
+
+/// Closes what is idle, and at once what leads to endpoints that are gone.
+async fn sweep(worker: Rc<Worker>) {
+    let mut changes = worker.view.clone();
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(SWEEP) => {}
+            changed = changes.changed() => if changed.is_err() { return },
+        }
+        let view = worker.view();
+        // The application beside us is no endpoint of the model, and stays.
+        let keep = |endpoint: &weft_api::workload::Endpoint| endpoint.workload.is_empty() || view.names(endpoint);
+        worker.upstreams.sweep(keep);
+        worker.balancer.retain(keep);
+    }
+}
