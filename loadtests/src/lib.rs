@@ -8,4 +8,7 @@
 //!
 //! `weft demo` and the end-to-end tests of all crates stand on this crate.
 
+pub mod apps;
 pub mod lab;
+pub mod load;
+pub mod mesh;

@@ -254,7 +254,9 @@ fn a_dropped_lab_ends_everything() -> Result<()> {
     })?;
     end.read_exact(&mut [0])?;
     let directory = lab.directory().to_owned();
+    let capture = lab.capture()?;
     drop(lab);
+    ensure!(capture.stop().is_ok());
     ensure!(process.try_wait().is_some(), "the program lives");
     let own_proc = std::fs::read_link("/proc/self")? == std::path::Path::new(&std::process::id().to_string());
     ensure!(!own_proc || gone(child), "its child lives");

@@ -49,10 +49,15 @@ impl Capture {
         Ok(Self { stop, frames })
     }
 
+    /// Set to end the capture.
+    pub(crate) fn stopping(&self) -> &Arc<AtomicBool> {
+        &self.stop
+    }
+
     /// Ends the capture and returns what it saw, in order.
     ///
     /// # Errors
-    /// The lab was dropped before.
+    /// It has ended because of a fault of the socket.
     pub fn stop(self) -> Result<Frames> {
         self.stop.store(true, Ordering::SeqCst);
         let frames = self.frames.recv();

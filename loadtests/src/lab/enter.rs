@@ -26,7 +26,7 @@ pub(crate) const STAGE: &str = "WEFT_LAB_STAGE";
 /// The outer process as `/proc` names it, for the stage `init`.
 pub(crate) const PARENT: &str = "WEFT_LAB_PARENT";
 /// Set when standard input is the listener of [`Options::host_listener`].
-const LISTENER: &str = "WEFT_LAB_LISTENER";
+pub(crate) const LISTENER: &str = "WEFT_LAB_LISTENER";
 
 static INITIALIZED: AtomicBool = AtomicBool::new(false);
 
@@ -83,7 +83,7 @@ pub fn available() -> Result<(), Unavailable> {
 /// it).
 ///
 /// # Errors
-/// [`Unavailable`], in the outer process, which is then unchanged.
+/// [`Unavailable`], in the outer process, which is then unchanged: a child process has tried the way before.
 pub fn enter(options: Options) -> Result<Entered, Unavailable> {
     init();
     if inside() {
@@ -132,11 +132,15 @@ fn listen(address: SocketAddr) -> Result<TcpListener, Unavailable> {
 fn received_listener() -> Option<TcpListener> {
     env::var_os(LISTENER)?;
     let listener = io::stdin().as_fd().try_clone_to_owned().ok()?;
-    // Nothing may mistake the socket for input.
+    close_stdin();
+    Some(TcpListener::from(listener))
+}
+
+/// Puts nothing in the place of standard input.
+pub(crate) fn close_stdin() {
     if let Ok(null) = fs::File::open("/dev/null") {
         let _ = nix::unistd::dup2_stdin(null);
     }
-    Some(TcpListener::from(listener))
 }
 
 /// Moves this process (its children, for the PID namespace) into new namespaces, as uid 0 of the new user namespace.

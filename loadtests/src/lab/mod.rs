@@ -61,6 +61,7 @@ mod namespace;
 mod netlink;
 mod pid1;
 mod process;
+mod program;
 mod task;
 pub mod testing;
 mod topology;
@@ -70,7 +71,8 @@ pub use diagnose::Unavailable;
 pub use enter::{Entered, Options, available, enter, init};
 pub use frames::{Frame, Frames, Segment, Stream};
 pub use nix::sys::signal::Signal;
-pub use process::{Output, Process, Program};
+pub use process::Process;
+pub use program::{Output, Program};
 pub use task::Task;
 pub use topology::{Lab, Pod, PodSpec};
 

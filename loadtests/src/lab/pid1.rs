@@ -3,7 +3,7 @@
 //! Promises: dies with the outer process; gives the lab its private files; reaps orphans; ends with the code of the
 //! program, and all processes of the lab end with it. Must never touch a file outside the mounts it made.
 
-use super::enter::{PARENT, STAGE, own_arguments, supervise, supervised_signals, this_program};
+use super::enter::{LISTENER, PARENT, STAGE, close_stdin, own_arguments, supervise, supervised_signals, this_program};
 use super::netlink;
 use nix::errno::Errno;
 use nix::mount::{MsFlags, mount};
@@ -34,7 +34,11 @@ pub(crate) fn run() -> i32 {
     }
     let program = this_program("inside").args(own_arguments()).env_remove(PARENT).env(DIRECTORY, directory).spawn();
     match program {
-        Ok(child) => supervise(Pid::from_raw(child.id() as i32)),
+        Ok(child) => {
+            // It may be the host's listener, which is the program's to close.
+            close_stdin();
+            supervise(Pid::from_raw(child.id() as i32))
+        }
         Err(error) => failed("run this program inside the lab", &error),
     }
 }
@@ -81,7 +85,7 @@ pub(crate) fn proc_is_ours() -> bool {
 
 /// Removes the lab's marks from a command that shall not know of it.
 pub(crate) fn without_marks(command: &mut std::process::Command) {
-    for mark in [STAGE, DIRECTORY] {
+    for mark in [STAGE, DIRECTORY, LISTENER] {
         command.env_remove(mark);
     }
 }

@@ -30,9 +30,19 @@ pub fn main(tests: &[Test]) -> ! {
     let arguments = Arguments::from_args();
     // A list needs the names only, and they depend on whether the lab is to be had.
     let lab = if arguments.list { available() } else { enter(Options::default()).map(drop) };
+    run(&arguments, tests, lab)
+}
+
+/// As [`main`], but runs the tests outside, for tests that start programs which enter.
+pub fn main_outside(tests: &[Test]) -> ! {
+    init();
+    run(&Arguments::from_args(), tests, available())
+}
+
+fn run(arguments: &Arguments, tests: &[Test], lab: Result<(), Unavailable>) -> ! {
     let required = std::env::var("WEFT_REQUIRE_LAB").is_ok_and(|value| value == "1");
     let trials = tests.iter().map(|test| trial(test, lab.as_ref().err(), required)).collect();
-    libtest_mimic::run(&arguments, trials).exit()
+    libtest_mimic::run(arguments, trials).exit()
 }
 
 fn trial(&(name, test): &Test, missing: Option<&Unavailable>, required: bool) -> Trial {

@@ -1,9 +1,9 @@
 //! Labs and pods: the switch, what is plugged into it, and what runs there.
 
 use super::namespace::{Files, Namespace, lock};
-use super::process::{self, Process, Program, Shared};
+use super::process::{self, Process, Shared};
 use super::task::{self, Task};
-use super::{Capture, Error, Result, netlink, pid1};
+use super::{Capture, Error, Program, Result, netlink, pid1};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::collections::BTreeMap;
@@ -13,7 +13,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 use std::{env, fs, io, thread};
@@ -33,6 +33,7 @@ pub struct Lab {
 struct State {
     pods: Vec<Pod>,
     names: BTreeMap<String, Vec<IpAddr>>,
+    captures: Vec<Weak<AtomicBool>>,
 }
 
 /// What a pod shall be.
@@ -145,7 +146,9 @@ impl Lab {
     /// # Errors
     /// The packet socket cannot be made.
     pub fn capture(&self) -> Result<Capture> {
-        Capture::start(&self.switch.inner.namespace)
+        let capture = Capture::start(&self.switch.inner.namespace)?;
+        lock(&self.state).captures.push(Arc::downgrade(capture.stopping()));
+        Ok(capture)
     }
 
     /// The file is written in place: the pods have it bound over their own.
@@ -182,7 +185,8 @@ fn check_name(name: &str) -> Result<()> {
 
 impl Drop for Lab {
     fn drop(&mut self) {
-        let mut pods = std::mem::take(&mut lock(&self.state).pods);
+        let State { mut pods, captures, .. } = std::mem::take(&mut *lock(&self.state));
+        captures.iter().filter_map(Weak::upgrade).for_each(|stop| stop.store(true, Ordering::SeqCst));
         pods.push(self.switch.clone());
         pods.iter().for_each(Pod::stop_running);
         kill_stragglers(&pods.iter().map(|pod| pod.inner.namespace.inode).collect::<Vec<_>>());
@@ -293,7 +297,7 @@ impl Pod {
     /// # Errors
     /// It cannot be run. Where [`Program::uid`] or [`Program::open_files`] is set, that shows as exit code 127.
     pub fn spawn(&self, program: Program) -> Result<Process> {
-        let process = process::spawn(&self.inner.namespace, &program, self.inner.directory.clone())?;
+        let process = process::spawn(&self.inner.namespace, &program, &self.inner.directory)?;
         let mut processes = lock(&self.inner.processes);
         processes.retain(|process| process.strong_count() > 0);
         processes.push(Arc::downgrade(process.shared()));
@@ -301,7 +305,8 @@ impl Pod {
     }
 
     /// Runs async code in the pod, on a thread with a runtime of its own (where `tokio::task::spawn_local` works), and
-    /// waits for the result. Sockets and name lookups are the pod's.
+    /// waits for the result. Sockets and name lookups are the pod's. Code that blocks for long without an `.await`
+    /// holds up the end of the lab.
     ///
     /// # Errors
     /// The lab was dropped meanwhile.
