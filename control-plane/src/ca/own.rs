@@ -1,0 +1,57 @@
+//! The control plane's own X.509-SVID: issued by itself, renewed with a fresh key each time.
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use weft_certs::{CertificateAuthority, ClientAuth, PrivateKey, SpiffeId, Svid, tls_config};
+
+/// gRPC is HTTP/2 (RFC 9113 section 3.2).
+const ALPN: &[&[u8]] = &[b"h2"];
+/// After a failed renewal.
+const RETRY: Duration = Duration::from_secs(5);
+
+/// Makes a key and a certificate for `id`, and the TLS configuration that presents it; with the time it expires.
+///
+/// # Errors
+/// The authority does not sign.
+pub fn server_config(
+    authority: &CertificateAuthority,
+    id: &SpiffeId,
+    lifetime: Duration,
+    now: SystemTime,
+) -> anyhow::Result<(Arc<rustls::ServerConfig>, SystemTime)> {
+    let key = PrivateKey::generate();
+    let chain = authority.sign(&key.certificate_request(), id, lifetime, now)?;
+    let svid = Svid::new(chain, &key, authority.trust_bundle(), now)?;
+    Ok((tls_config::server_config(&svid, ClientAuth::Optional, ALPN), svid.not_after()))
+}
+
+/// Renews `config` after half of each lifetime, and at once when the authority changes.
+pub async fn renew(
+    mut authority: watch::Receiver<Arc<CertificateAuthority>>,
+    id: SpiffeId,
+    lifetime: Duration,
+    config: watch::Sender<Arc<rustls::ServerConfig>>,
+    stop: CancellationToken,
+) {
+    let mut wait = lifetime / 2;
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(wait) => {}
+            Ok(()) = authority.changed() => {}
+        }
+        let signer = Arc::clone(&authority.borrow_and_update());
+        wait = match server_config(&signer, &id, lifetime, SystemTime::now()) {
+            Ok((renewed, expires)) => {
+                config.send_replace(renewed);
+                expires.duration_since(SystemTime::now()).unwrap_or_default() / 2
+            }
+            Err(fault) => {
+                tracing::error!(%fault, "cannot renew the control plane's own certificate; trying again in {RETRY:?}");
+                RETRY
+            }
+        };
+    }
+}

@@ -1,0 +1,208 @@
+//! From the mesh to what one workload is told. Pure: the same model gives the same configuration, in the same order.
+//!
+//! What is the same for many workloads (services with their endpoints, who is meshed) is compiled once, by namespace, and
+//! shared; what changed in one namespace leaves the values of the others untouched, so that comparing them costs nothing.
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use weft_api::policy::{AppliedPolicy, PolicySet};
+use weft_api::resource::{NamespacedName, RateLimit, Service, ServicePort, Subject, TargetPort, Workload};
+use weft_api::workload::{self, Endpoint, Inbound, MeshedWorkload, ProtocolHint, WorkloadConfig};
+use weft_certs::SpiffeId;
+
+use crate::model::Model;
+
+/// What is the same for every workload.
+#[derive(Clone, Debug, Default)]
+pub struct Shared {
+    services: BTreeMap<NamespacedName, Arc<workload::Service>>,
+    meshed_workloads: Arc<Vec<MeshedWorkload>>,
+    denied_identities: Arc<Vec<SpiffeId>>,
+}
+
+/// Compiles what is shared, anew for the `changed` namespaces.
+pub fn shared(model: &Model, previous: &Shared, changed: &BTreeSet<String>) -> Shared {
+    let mut services = previous.services.clone();
+    services.retain(|name, _| !changed.contains(&name.namespace));
+    for namespace in changed {
+        let workloads = ByLabel::new(model.workloads(namespace));
+        for service in model.services(namespace) {
+            let compiled = compile_service(model, service, &workloads);
+            let unchanged = previous.services.get(&service.name).filter(|old| ***old == compiled);
+            let compiled = unchanged.map_or_else(|| Arc::new(compiled), Arc::clone);
+            services.insert(service.name.clone(), compiled);
+        }
+    }
+    let meshed = model.workload_names().filter_map(|name| meshed_workload(model, model.workload(name)?)).collect();
+    let denied = model.denied().cloned().collect();
+    Shared {
+        services,
+        meshed_workloads: unless_same(&previous.meshed_workloads, meshed),
+        denied_identities: unless_same(&previous.denied_identities, denied),
+    }
+}
+
+/// All that the workload called `name` is told. `None`: there is no such workload.
+pub fn workload(model: &Model, shared: &Shared, name: &NamespacedName) -> Option<WorkloadConfig> {
+    let workload = model.workload(name)?;
+    Some(WorkloadConfig {
+        inbound: inbound(model, shared, workload),
+        services: reachable(shared, workload),
+        meshed_workloads: Arc::clone(&shared.meshed_workloads),
+        denied_identities: Arc::clone(&shared.denied_identities),
+    })
+}
+
+/// The services that `workload` is told of: all. This is the place to narrow them to those that it may call or has called.
+fn reachable(shared: &Shared, _workload: &Workload) -> BTreeMap<NamespacedName, Arc<workload::Service>> {
+    shared.services.clone()
+}
+
+fn inbound(model: &Model, shared: &Shared, workload: &Workload) -> Inbound {
+    let namespace = &workload.name.namespace;
+    let services: Vec<NamespacedName> = model.services_of(workload).map(|service| service.name.clone()).collect();
+    let subject = Subject { namespace, labels: &workload.labels, services: &services };
+    Inbound {
+        namespace: namespace.clone(),
+        workload: workload.name.name.clone(),
+        service_account: workload.service_account.clone(),
+        policy: Arc::new(policy_set(model, shared, subject)),
+        rate_limits: Arc::new(rate_limits(model, subject)),
+        ports: port_hints(model, workload),
+        services,
+    }
+}
+
+fn meshed_workload(model: &Model, workload: &Workload) -> Option<MeshedWorkload> {
+    if !workload.mesh {
+        return None;
+    }
+    Some(MeshedWorkload {
+        name: workload.name.clone(),
+        addresses: workload.addresses.clone(),
+        identity: model.identity_of(workload)?,
+        ports: port_hints(model, workload),
+    })
+}
+
+/// What is known of a workload's ports: what it declares itself, else what the services before it agree on.
+fn port_hints(model: &Model, workload: &Workload) -> BTreeMap<u16, ProtocolHint> {
+    let mut hints: BTreeMap<u16, ProtocolHint> = BTreeMap::new();
+    for port in model.services_of(workload).flat_map(|service| &service.ports) {
+        let Some(target) = target_port(port, workload).filter(|_| port.protocol != ProtocolHint::Detect) else {
+            continue;
+        };
+        // Services that disagree decide nothing: the sidecar looks.
+        let hint = hints.entry(target).or_insert(port.protocol);
+        if *hint != port.protocol {
+            *hint = ProtocolHint::Detect;
+        }
+    }
+    hints.extend(declared_ports(workload));
+    hints.retain(|_, hint| *hint != ProtocolHint::Detect);
+    hints
+}
+
+fn declared_ports(workload: &Workload) -> impl Iterator<Item = (u16, ProtocolHint)> {
+    let declared = workload.ports.iter().filter(|port| port.protocol != ProtocolHint::Detect);
+    declared.map(|port| (port.port, port.protocol))
+}
+
+fn compile_service(model: &Model, service: &Service, workloads: &ByLabel<'_>) -> workload::Service {
+    let behind: Vec<&Workload> = workloads.behind(service);
+    let ports = service.ports.iter().map(|port| workload::ServicePort {
+        port: port.port,
+        protocol: service_protocol(port, &behind),
+        endpoints: behind
+            .iter()
+            .filter(|workload| !model.is_withdrawn(&workload.name))
+            .flat_map(|workload| endpoints(model, port, workload))
+            .collect(),
+    });
+    workload::Service { name: service.name.clone(), addresses: service.addresses.clone(), ports: ports.collect() }
+}
+
+/// What a service's port speaks: what it declares, else what the workloads behind it all declare.
+fn service_protocol(port: &ServicePort, behind: &[&Workload]) -> ProtocolHint {
+    if port.protocol != ProtocolHint::Detect {
+        return port.protocol;
+    }
+    let mut declared = behind.iter().map(|workload| {
+        let target = target_port(port, workload);
+        declared_ports(workload)
+            .find(|(number, _)| Some(*number) == target)
+            .map_or(ProtocolHint::Detect, |(_, hint)| hint)
+    });
+    let first = declared.next().unwrap_or_default();
+    if declared.all(|other| other == first) { first } else { ProtocolHint::Detect }
+}
+
+fn endpoints(model: &Model, port: &ServicePort, workload: &Workload) -> Vec<Endpoint> {
+    let Some(target) = target_port(port, workload) else { return Vec::new() };
+    let identity = if workload.mesh {
+        // Without a valid identity it cannot be reached by mTLS, and must not be reached otherwise.
+        let Some(identity) = model.identity_of(workload) else { return Vec::new() };
+        Some(identity)
+    } else {
+        None
+    };
+    let endpoint = |address: &std::net::IpAddr| Endpoint {
+        address: SocketAddr::new(*address, target),
+        workload: workload.name.name.clone(),
+        identity: identity.clone(),
+    };
+    workload.addresses.iter().map(endpoint).collect()
+}
+
+fn target_port(port: &ServicePort, workload: &Workload) -> Option<u16> {
+    match &port.target {
+        TargetPort::Number(number) => Some(*number),
+        TargetPort::Name(name) => {
+            workload.ports.iter().find(|port| port.name.as_ref() == Some(name)).map(|port| port.port)
+        }
+    }
+}
+
+fn policy_set(model: &Model, shared: &Shared, subject: Subject<'_>) -> PolicySet {
+    let applied = model
+        .authorization_policies(subject.namespace)
+        .filter(|policy| policy.applies_to(subject))
+        .map(|policy| AppliedPolicy::Readable(Arc::clone(policy)));
+    PolicySet::compile(model.default_policy(subject.namespace), Arc::clone(&shared.denied_identities), applied)
+}
+
+fn rate_limits(model: &Model, subject: Subject<'_>) -> Vec<RateLimit> {
+    let applied = model.rate_limit_policies(subject.namespace).filter(|policy| policy.applies_to(subject));
+    applied.flat_map(|policy| policy.rate_limits()).collect()
+}
+
+/// The workloads of one namespace by each of their labels: a service asks only those that have one of its own.
+struct ByLabel<'a>(HashMap<(&'a str, &'a str), Vec<&'a Workload>>);
+
+impl<'a> ByLabel<'a> {
+    fn new(workloads: impl Iterator<Item = &'a Workload>) -> Self {
+        let mut by_label: HashMap<(&str, &str), Vec<&Workload>> = HashMap::new();
+        for workload in workloads {
+            for (key, value) in &workload.labels {
+                by_label.entry((key, value)).or_default().push(workload);
+            }
+        }
+        Self(by_label)
+    }
+
+    /// The workloads behind `service`, by name.
+    fn behind(&self, service: &Service) -> Vec<&'a Workload> {
+        let candidates = service
+            .selector
+            .iter()
+            .map(|(key, value)| self.0.get(&(key.as_str(), value.as_str())).map_or(&[][..], Vec::as_slice));
+        let Some(fewest) = candidates.min_by_key(|candidates| candidates.len()) else { return Vec::new() };
+        let selected = |workload: &&&Workload| service.selects(&workload.name.namespace, &workload.labels);
+        fewest.iter().filter(selected).copied().collect()
+    }
+}
+
+fn unless_same<T: PartialEq>(old: &Arc<Vec<T>>, new: Vec<T>) -> Arc<Vec<T>> {
+    if **old == new { Arc::clone(old) } else { Arc::new(new) }
+}

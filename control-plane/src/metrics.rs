@@ -1,0 +1,90 @@
+//! What the control plane counts, in Prometheus' OpenMetrics text format. No label comes from a caller's input.
+use std::sync::atomic::AtomicU64;
+
+use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, text};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+
+/// All metrics of one control plane. Cheap to clone; clones count together.
+#[derive(Clone, Debug, Default)]
+pub struct Metrics {
+    /// Faults in the resources that are not mended: files with an error, and conflicts between files.
+    pub config_errors: Gauge,
+    /// Requests for a certificate, by how they ended.
+    pub certificates: Family<SignLabels, Counter>,
+    /// Configuration streams that are open.
+    pub streams: Gauge,
+    /// Configuration updates sent to sidecars.
+    pub updates_sent: Counter,
+    /// Updates that a sidecar could not apply; it kept what it had.
+    pub updates_refused: Counter,
+    /// Workloads whose sidecar said goodbye and has not come back: nobody is sent there.
+    pub withdrawn: Gauge,
+    /// When the first root of the trust bundle expires, seconds since 1970.
+    pub trust_anchor_expiry: Gauge<f64, AtomicU64>,
+    /// Resources in force.
+    pub resources: Gauge,
+}
+
+/// How a request for a certificate ended.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct SignLabels {
+    /// Its end.
+    pub result: SignResult,
+}
+
+/// How a request for a certificate ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[allow(non_camel_case_types)]
+pub enum SignResult {
+    /// A certificate was issued.
+    issued,
+    /// The caller proved no identity.
+    unauthenticated,
+    /// The identity is denied.
+    denied,
+    /// The identity asked too often.
+    limited,
+    /// The request was no PKCS#10 request with an acceptable key.
+    invalid,
+    /// The authority failed.
+    error,
+}
+
+impl Metrics {
+    /// Counts one request for a certificate.
+    pub fn signed(&self, result: SignResult) {
+        self.certificates.get_or_create(&SignLabels { result }).inc();
+    }
+
+    /// A registry with every metric in it.
+    pub fn registry(&self) -> Registry {
+        let mut registry = Registry::with_prefix("weft");
+        registry.register("config_errors", "Faults in the resources that are not mended", self.config_errors.clone());
+        registry.register("resources", "Resources in force", self.resources.clone());
+        registry.register(
+            "certificates_issued",
+            "Requests for a certificate, by how they ended",
+            self.certificates.clone(),
+        );
+        registry.register("streams", "Configuration streams that are open", self.streams.clone());
+        registry.register("updates_sent", "Configuration updates sent to sidecars", self.updates_sent.clone());
+        registry.register("updates_refused", "Updates that a sidecar could not apply", self.updates_refused.clone());
+        registry.register("withdrawn_workloads", "Workloads whose sidecar is draining", self.withdrawn.clone());
+        registry.register(
+            "trust_anchor_expiry_timestamp_seconds",
+            "When the first root of the trust bundle expires",
+            self.trust_anchor_expiry.clone(),
+        );
+        registry
+    }
+}
+
+/// The metrics of `registry` as OpenMetrics text.
+pub fn encode(registry: &Registry) -> String {
+    let mut body = String::new();
+    text::encode(&mut body, registry).expect("a String takes all text");
+    body
+}

@@ -1,0 +1,383 @@
+//! What each workload is told, as one watch channel a workload.
+//!
+//! A change of the mesh recompiles the workloads whose sidecars listen, and wakes those whose configuration differs. A
+//! sidecar that reads slowly misses only what was overtaken, and never holds up another. Versions only go up, also over a
+//! restart: they begin at the wall clock's milliseconds. Losing a sidecar's stream changes nothing for anybody; only a
+//! sidecar that says that it is draining is withdrawn, until it comes back.
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use serde::Serialize;
+use tokio::sync::watch;
+use weft_api::resource::NamespacedName;
+use weft_api::workload::WorkloadConfig;
+use weft_certs::{Peer, SpiffeId};
+
+use crate::compile::{self, Shared};
+use crate::metrics::Metrics;
+use crate::model::Model;
+use crate::source::{Batch, ConfigError};
+
+/// Streams that one workload may have open: the sidecar's, and those that it lost without our knowing yet.
+const STREAMS_OF_A_WORKLOAD: usize = 8;
+/// What a sidecar says of an update that it refused is cut to this many characters.
+const LONGEST_ERROR: usize = 1024;
+
+/// The mesh and everybody who listens.
+#[derive(Debug)]
+pub struct Publisher {
+    state: Mutex<State>,
+    metrics: Metrics,
+}
+
+#[derive(Debug)]
+struct State {
+    model: Model,
+    shared: Shared,
+    version: u64,
+    streams: u64,
+    sidecars: BTreeMap<NamespacedName, Sidecar>,
+    errors: Vec<ConfigError>,
+    complete: bool,
+}
+
+/// What is known of one workload's sidecar.
+#[derive(Debug)]
+struct Sidecar {
+    published: watch::Sender<Published>,
+    open: usize,
+    newest: u64,
+    draining: bool,
+    confirmed: Option<u64>,
+    error: Option<String>,
+    certificate_expiry: SystemTime,
+    disconnected: Option<SystemTime>,
+}
+
+/// The latest word for one workload.
+#[derive(Clone, Debug)]
+pub enum Published {
+    /// What it is to do.
+    Config(Arc<Versioned>),
+    /// Its stream ends.
+    Ended(Refused),
+}
+
+/// A configuration with its version.
+#[derive(Debug)]
+pub struct Versioned {
+    /// Greater than that of any earlier one.
+    pub version: u64,
+    /// Whom it may be told to. Compared before it is sent: a workload can change hands while a stream is open.
+    pub identity: SpiffeId,
+    /// All that the workload is told.
+    pub config: WorkloadConfig,
+}
+
+/// Why a sidecar gets no configuration.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refused {
+    /// The resources were never read whole.
+    #[error("the control plane has not read its resources yet; try again")]
+    NotReady,
+    /// There is no such workload in the identity's namespace.
+    #[error("no Workload {0}; declare it, or correct the sidecar's --workload")]
+    NotFound(NamespacedName),
+    /// The identity is not that of the workload.
+    #[error("this identity may not have the configuration of {0}")]
+    Forbidden(NamespacedName),
+    /// The identity is on the denied list.
+    #[error("this identity is denied")]
+    Denied,
+    /// The workload has too many streams open.
+    #[error("{0} has too many streams open; is the same --workload given to several sidecars?")]
+    TooMany(NamespacedName),
+}
+
+/// A row of `/workloads`.
+#[derive(Debug, Serialize)]
+pub struct WorkloadStatus {
+    /// `namespace/name`.
+    pub name: String,
+    /// Whether its sidecar listens now.
+    pub connected: bool,
+    /// Whether its sidecar said that it is about to stop: nobody is sent there.
+    pub draining: bool,
+    /// The version that is meant for it, if its sidecar ever listened.
+    pub version: Option<u64>,
+    /// The version that its sidecar applied last.
+    pub confirmed: Option<u64>,
+    /// When the certificate of its sidecar's stream expires, seconds since 1970.
+    pub certificate_expiry: Option<u64>,
+    /// For how long its sidecar has been away, seconds.
+    pub disconnected_for: Option<u64>,
+    /// Why its sidecar refused the last update; it kept what it had.
+    pub error: Option<String>,
+}
+
+/// One sidecar's stream, as the publisher sees it. Dropping it ends it.
+#[derive(Debug)]
+pub struct Subscription {
+    /// What to send: always the latest.
+    pub published: watch::Receiver<Published>,
+    publisher: Arc<Publisher>,
+    workload: NamespacedName,
+    number: u64,
+}
+
+impl Publisher {
+    /// Publishes `model`, which sidecars are told once a batch says that it is complete.
+    pub fn new(model: Model, metrics: Metrics, now: SystemTime) -> Self {
+        let version =
+            now.duration_since(UNIX_EPOCH).map_or(1, |since| since.as_millis().try_into().unwrap_or(u64::MAX / 2));
+        let state = State {
+            model,
+            shared: Shared::default(),
+            version,
+            streams: 0,
+            sidecars: BTreeMap::new(),
+            errors: Vec::new(),
+            complete: false,
+        };
+        Self { state: Mutex::new(state), metrics }
+    }
+
+    /// Takes in what a source found.
+    pub fn apply(&self, batch: Batch) {
+        let mut state = self.lock();
+        for event in batch.events {
+            state.model.apply(event);
+        }
+        self.metrics.config_errors.set(batch.errors.len().try_into().unwrap_or(i64::MAX));
+        self.metrics.resources.set(state.model.len().try_into().unwrap_or(i64::MAX));
+        state.errors = batch.errors;
+        state.complete |= batch.complete;
+        state.publish();
+    }
+
+    /// Opens a stream for the sidecar of `workload` whose certificate proved to be `peer`.
+    ///
+    /// # Errors
+    /// Why it gets none.
+    pub fn subscribe(self: &Arc<Self>, workload: &str, peer: &Peer) -> Result<Subscription, Refused> {
+        let namespace = peer.id.service_account().map(|(namespace, _)| namespace.to_owned()).unwrap_or_default();
+        let workload = NamespacedName { namespace, name: workload.to_owned() };
+        let mut state = self.lock();
+        if !state.complete {
+            return Err(Refused::NotReady);
+        }
+        state.permits(&workload, &peer.id)?;
+        if state.sidecars.get(&workload).is_some_and(|sidecar| sidecar.open >= STREAMS_OF_A_WORKLOAD) {
+            return Err(Refused::TooMany(workload));
+        }
+        if state.model.restore(&workload) {
+            tracing::info!(%workload, "the sidecar is back: sending calls there again");
+            state.publish();
+        }
+        self.metrics.withdrawn.set(state.model.withdrawn().try_into().unwrap_or(i64::MAX));
+        state.streams += 1;
+        let number = state.streams;
+        let latest = state.latest(&workload)?;
+        let sidecar = state.sidecars.entry(workload.clone()).or_insert_with(|| Sidecar {
+            published: watch::Sender::new(latest.clone()),
+            open: 0,
+            newest: 0,
+            draining: false,
+            confirmed: None,
+            error: None,
+            certificate_expiry: peer.not_after,
+            disconnected: None,
+        });
+        sidecar.published.send_replace(latest);
+        sidecar.open += 1;
+        sidecar.newest = number;
+        sidecar.draining = false;
+        sidecar.error = None;
+        sidecar.certificate_expiry = peer.not_after;
+        sidecar.disconnected = None;
+        let mut published = sidecar.published.subscribe();
+        published.mark_changed();
+        self.metrics.streams.inc();
+        Ok(Subscription { published, publisher: Arc::clone(self), workload, number })
+    }
+
+    /// Whether `id` is refused everywhere.
+    pub fn is_denied(&self, id: &SpiffeId) -> bool {
+        self.lock().model.is_denied(id)
+    }
+
+    /// How many workloads have this identity.
+    pub fn replicas(&self, id: &SpiffeId) -> usize {
+        self.lock().model.replicas(id)
+    }
+
+    /// Why sidecars cannot be told anything yet.
+    pub fn not_ready(&self) -> Option<String> {
+        let state = self.lock();
+        if state.complete {
+            return None;
+        }
+        let mut reason =
+            "the resources were not read whole since the start, so a policy may be unknown; mend:".to_owned();
+        for error in &state.errors {
+            reason.push_str(&format!("\n  {error}"));
+        }
+        Some(reason)
+    }
+
+    /// Every fault of the resources that is not mended.
+    pub fn config_errors(&self) -> Vec<ConfigError> {
+        self.lock().errors.clone()
+    }
+
+    /// Every workload with its sidecar's state.
+    pub fn status(&self) -> Vec<WorkloadStatus> {
+        let (state, now) = (self.lock(), SystemTime::now());
+        let seconds = |time: SystemTime| time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        let row = |name: &NamespacedName| {
+            let sidecar = state.sidecars.get(name);
+            WorkloadStatus {
+                name: name.to_string(),
+                connected: sidecar.is_some_and(|sidecar| sidecar.open > 0),
+                draining: sidecar.is_some_and(|sidecar| sidecar.draining),
+                version: sidecar.and_then(|sidecar| match &*sidecar.published.borrow() {
+                    Published::Config(latest) => Some(latest.version),
+                    Published::Ended(_) => None,
+                }),
+                confirmed: sidecar.and_then(|sidecar| sidecar.confirmed),
+                certificate_expiry: sidecar.map(|sidecar| seconds(sidecar.certificate_expiry)),
+                disconnected_for: sidecar
+                    .and_then(|sidecar| sidecar.disconnected)
+                    .map(|since| now.duration_since(since).unwrap_or_default().as_secs()),
+                error: sidecar.and_then(|sidecar| sidecar.error.clone()),
+            }
+        };
+        state.model.workload_names().map(row).collect()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // No state is left half changed where a panic could happen; going on is better than stopping for everybody.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn permits(&self, workload: &NamespacedName, id: &SpiffeId) -> Result<(), Refused> {
+        if self.model.is_denied(id) {
+            return Err(Refused::Denied);
+        }
+        match self.model.identity(workload) {
+            None => Err(Refused::NotFound(workload.clone())),
+            Some(identity) if identity != *id => Err(Refused::Forbidden(workload.clone())),
+            Some(_) => Ok(()),
+        }
+    }
+
+    /// Compiles for everybody who listens, and wakes those for whom something differs.
+    fn publish(&mut self) {
+        if !self.complete {
+            return;
+        }
+        let changed = self.model.take_changed();
+        self.shared = compile::shared(&self.model, &self.shared, &changed);
+        self.version += 1;
+        self.sidecars.retain(|name, sidecar| sidecar.open > 0 || self.model.identity(name).is_some());
+        for (name, sidecar) in self.sidecars.iter().filter(|(_, sidecar)| sidecar.open > 0) {
+            let latest = word(&self.model, &self.shared, name, self.version);
+            sidecar.published.send_if_modified(|published| {
+                let differs = match (&*published, &latest) {
+                    (Published::Config(old), Published::Config(new)) => old.config != new.config,
+                    (Published::Ended(old), Published::Ended(new)) => old != new,
+                    _ => true,
+                };
+                if differs {
+                    *published = latest;
+                }
+                differs
+            });
+        }
+    }
+
+    /// What a new stream of `workload` is told first: what the others of that workload have, or it compiled afresh.
+    fn latest(&mut self, workload: &NamespacedName) -> Result<Published, Refused> {
+        if let Some(sidecar) = self.sidecars.get(workload).filter(|sidecar| sidecar.open > 0)
+            && let config @ Published::Config(_) = &*sidecar.published.borrow()
+        {
+            return Ok(config.clone());
+        }
+        // A version of its own: the sidecar may hold something else under the present one.
+        self.version += 1;
+        match word(&self.model, &self.shared, workload, self.version) {
+            Published::Ended(refused) => Err(refused),
+            config => Ok(config),
+        }
+    }
+}
+
+fn word(model: &Model, shared: &Shared, workload: &NamespacedName, version: u64) -> Published {
+    let not_found = || Published::Ended(Refused::NotFound(workload.clone()));
+    let Some(identity) = model.identity(workload) else { return not_found() };
+    if model.is_denied(&identity) {
+        return Published::Ended(Refused::Denied);
+    }
+    match compile::workload(model, shared, workload) {
+        Some(config) => Published::Config(Arc::new(Versioned { version, identity, config })),
+        None => not_found(),
+    }
+}
+
+impl Subscription {
+    /// Whose stream this is.
+    pub fn workload(&self) -> &NamespacedName {
+        &self.workload
+    }
+
+    /// The sidecar applied `version`, or refused it and says why.
+    pub fn acknowledged(&self, version: u64, error: Option<&str>) {
+        let mut state = self.publisher.lock();
+        let Some(sidecar) = state.sidecars.get_mut(&self.workload) else { return };
+        let Some(error) = error else {
+            sidecar.confirmed = sidecar.confirmed.max(Some(version));
+            sidecar.error = None;
+            return;
+        };
+        let error: String = error.chars().filter(|c| !c.is_control()).take(LONGEST_ERROR).collect();
+        tracing::error!(workload = %self.workload, version, error, "a sidecar refused its configuration and keeps what it had");
+        self.publisher.metrics.updates_refused.inc();
+        sidecar.error = Some(error);
+    }
+
+    /// The sidecar is about to stop: nobody is to be sent there until it comes back. Counts only on the newest stream of a
+    /// workload, for the successor of a stopping sidecar may be there already.
+    pub fn draining(&self) {
+        let mut state = self.publisher.lock();
+        let Some(sidecar) = state.sidecars.get_mut(&self.workload).filter(|sidecar| sidecar.newest == self.number)
+        else {
+            return;
+        };
+        sidecar.draining = true;
+        tracing::info!(workload = %self.workload, "the sidecar is draining: sending no calls there");
+        state.model.withdraw(&self.workload);
+        self.publisher.metrics.withdrawn.set(state.model.withdrawn().try_into().unwrap_or(i64::MAX));
+        state.publish();
+    }
+
+    /// Whether the sidecar is away now.
+    pub fn is_disconnected(publisher: &Publisher, workload: &NamespacedName) -> bool {
+        publisher.lock().sidecars.get(workload).is_some_and(|sidecar| sidecar.open == 0 && !sidecar.draining)
+    }
+}
+
+impl Drop for Subscription {
+    fn drop(&mut self) {
+        self.publisher.metrics.streams.dec();
+        let mut state = self.publisher.lock();
+        if let Some(sidecar) = state.sidecars.get_mut(&self.workload) {
+            sidecar.open -= 1;
+            if sidecar.open == 0 {
+                sidecar.disconnected = Some(SystemTime::now());
+            }
+        }
+    }
+}
