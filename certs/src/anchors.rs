@@ -61,6 +61,12 @@ impl Anchors {
         )
     }
 
+    /// When the last root of this name (`Name`, DER) expires.
+    pub(crate) fn expiry(&self, subject: &[u8]) -> Option<SystemTime> {
+        let roots = self.bundle.roots.iter().filter_map(|root| Certificate::parse(root).ok());
+        roots.filter(|root| root.subject == subject).map(|root| root.not_after).max()
+    }
+
     /// Whether a root with this name and key allows so many intermediates below it. webpki checks the path length of
     /// intermediates, not of roots.
     pub(crate) fn allow_path(&self, anchor: &TrustAnchor<'_>, intermediates: usize) -> bool {

@@ -19,12 +19,12 @@ pub struct TrustBundle {
 }
 
 impl TrustBundle {
-    /// Reads every certificate of a PEM text, at most 1 MiB and 64 roots. Blank lines, CRLF, trailing whitespace and lines
-    /// that begin with `#` are skipped.
+    /// Reads every certificate of a PEM text, at most 1 MiB and 64 roots. Blank lines, CRLF, trailing whitespace and
+    /// lines that begin with `#` are skipped.
     ///
     /// # Errors
-    /// [`VerifyError::BadBundle`]: there is no certificate, or anything else than certificates (such as a private key, or
-    /// a truncated section), or one of them cannot serve as a root: it is not a CA, may not sign, or has a weak key.
+    /// [`VerifyError::BadBundle`]: there is no certificate, or anything else than certificates (such as a private key,
+    /// or a truncated section), or one of them cannot serve as a root: it is not a CA, may not sign, or has a weak key.
     pub fn from_pem(trust_domain: TrustDomain, pem: &str) -> Result<Self, VerifyError> {
         let roots = pem::certificates(pem).map_err(VerifyError::BadBundle)?;
         if roots.is_empty() {

@@ -29,6 +29,8 @@ pub(crate) struct Certificate<'a> {
     pub(crate) not_before: SystemTime,
     pub(crate) not_after: SystemTime,
     /// `Name`, DER.
+    pub(crate) issuer: &'a [u8],
+    /// `Name`, DER.
     pub(crate) subject: &'a [u8],
     pub(crate) subject_key_id: Option<&'a [u8]>,
     /// `SubjectPublicKeyInfo`, DER.
@@ -94,6 +96,7 @@ impl<'a> Certificate<'a> {
         Ok(Certificate {
             not_before: system_time(tbs.validity.not_before.timestamp()),
             not_after: system_time(tbs.validity.not_after.timestamp()),
+            issuer: tbs.issuer.as_raw(),
             subject: tbs.subject.as_raw(),
             subject_key_id,
             public_key: tbs.subject_pki.raw,

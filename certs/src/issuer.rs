@@ -1,7 +1,8 @@
 //! The certificate authority: a PKCS#10 request becomes an X.509-SVID leaf.
 //!
-//! The caller says whose identity the leaf bears; of the request only the public key is used, once the request has proven
-//! possession of its private key. Nothing leaves that [`crate::verify_chain`] would refuse.
+//! The caller says whose identity the leaf bears; of the request only the public key is used, once the request has
+//! proven possession of its private key. Nothing leaves that [`crate::verify_chain`] would refuse.
+use std::fmt;
 use std::time::{Duration, SystemTime};
 
 use aws_lc_rs::rand;
@@ -49,7 +50,7 @@ pub struct CertificateAuthority {
     anchors: Anchors,
     subject: Vec<u8>,
     subject_key_id: Option<Vec<u8>>,
-    /// The earliest expiry among `certificates`.
+    /// The earliest expiry among `certificates` and the root above them.
     not_after: SystemTime,
 }
 
@@ -68,7 +69,8 @@ impl CertificateAuthority {
         root.not_before = whole_seconds(now - BACKDATED)?;
         root.not_after = whole_seconds(now + lifetime)?;
         root.distinguished_name = DistinguishedName::new();
-        // A name of its own for each root: while two are in use, chains find theirs by name, and people can tell them apart.
+        // A name of its own for each root: while two are in use, chains find theirs by name, and people can tell them
+        // apart.
         let name = u32::from_be_bytes([serial[0], serial[1], serial[2], serial[3]]);
         root.distinguished_name.push(DnType::CommonName, format!("Weft root {name:08x}"));
         let uri = domain.id().try_into().map_err(|error| IssuerError(format!("the root's URI: {error}")))?;
@@ -86,12 +88,13 @@ impl CertificateAuthority {
     }
 
     /// Loads a signing certificate (`certificates`: PEM, signer first, then its intermediates), its private key (PEM:
-    /// PKCS#8, SEC1 or PKCS#1, not encrypted), and the PEM roots it chains to (blank: the last certificate is the root).
+    /// PKCS#8, SEC1 or PKCS#1, not encrypted), and the PEM roots it chains to (blank: the last certificate is the
+    /// root).
     ///
     /// # Errors
-    /// The text is not PEM of that kind; the key does not belong to the first certificate; that certificate is no CA, has
-    /// no critical keyCertSign, has expired or is not valid yet; or what it signs does not verify under the roots. Tried
-    /// with a leaf for a throw-away key, so that a mistake shows when loading, not when a workload asks.
+    /// The text is not PEM of that kind; the key does not belong to the first certificate; that certificate is no CA,
+    /// has no critical keyCertSign, has expired or is not valid yet; or what it signs does not verify under the roots.
+    /// Tried with a leaf for a throw-away key, so that a mistake shows when loading, not when a workload asks.
     pub fn from_pem(
         domain: &TrustDomain,
         certificates: &str,
@@ -142,17 +145,19 @@ impl CertificateAuthority {
         if now < signer.not_before {
             return refuse("the signing certificate is not valid yet; check the clock");
         }
-        let not_after = parsed.iter().map(|certificate| certificate.not_after).min().unwrap_or(signer.not_after);
+        let anchors = Anchors::new(bundle);
+        let root_expiry = parsed.last().and_then(|top| anchors.expiry(top.issuer));
+        let not_after = parsed.iter().map(|certificate| certificate.not_after).chain(root_expiry).min();
+        let not_after = not_after.unwrap_or(signer.not_after);
         if now >= not_after {
-            return refuse("a signing certificate has expired; renew it");
+            return refuse("a signing certificate or its root has expired; renew it");
         }
         let (subject, subject_key_id) = (signer.subject.to_vec(), signer.subject_key_id.map(<[u8]>::to_vec));
         let intermediates: Vec<_> =
-            certificates.iter().filter(|certificate| !bundle.roots.contains(certificate)).cloned().collect();
+            certificates.iter().filter(|certificate| !anchors.bundle.roots.contains(certificate)).cloned().collect();
         if intermediates.len() >= MAX_CHAIN_CERTIFICATES {
             return refuse(format!("at most {} intermediates are supported", MAX_CHAIN_CERTIFICATES - 1));
         }
-        let anchors = Anchors::new(bundle);
         let authority = CertificateAuthority {
             domain: domain.clone(),
             certificates,
@@ -193,18 +198,19 @@ impl CertificateAuthority {
         self.anchors.bundle.clone()
     }
 
-    /// When the signing certificate (or an intermediate above it, if that is earlier) expires. No leaf outlives it.
+    /// When the signing certificate (or one above it, if that is earlier) expires. No leaf outlives it.
     pub fn not_after(&self) -> SystemTime {
         self.not_after
     }
 
-    /// Signs a leaf for `id` with the public key of the PKCS#10 `request` (DER, at most 8 KiB); nothing else of the request
-    /// is used. The leaf is valid from 60 s before `now` to `now + lifetime` or the signer's expiry, whichever is earlier.
-    /// Returns the chain, leaf first, without the root. Its own result is verified by `verify_chain` before it is returned.
+    /// Signs a leaf for `id` with the public key of the PKCS#10 `request` (DER, at most 8 KiB); nothing else of the
+    /// request is used. The leaf is valid from 60 s before `now` to `now + lifetime` or the signer's expiry, whichever
+    /// is earlier. Returns the chain, leaf first, without the root. Its own result is verified by `verify_chain` before
+    /// it is returned.
     ///
     /// # Errors
-    /// `id` is of another trust domain; the lifetime is 0 or above 24 h; the request is malformed, not signed by its own
-    /// key, or has a key that is not P-256, P-384, Ed25519 or RSA of 2048 to 4096 bits; or the signer has expired.
+    /// `id` is of another trust domain; the lifetime is 0 or above 24 h; the request is malformed, not signed by its
+    /// own key, or has a key that is not P-256, P-384, Ed25519 or RSA of 2048 to 4096 bits; or the signer has expired.
     pub fn sign(
         &self,
         request: &[u8],
@@ -243,6 +249,15 @@ impl CertificateAuthority {
         chain.push(leaf);
         chain.extend(self.intermediates.iter().cloned());
         Ok(chain)
+    }
+}
+
+impl fmt::Debug for CertificateAuthority {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CertificateAuthority")
+            .field("domain", &self.domain)
+            .field("not_after", &self.not_after)
+            .finish_non_exhaustive()
     }
 }
 

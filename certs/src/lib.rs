@@ -1,8 +1,8 @@
 //! SPIFFE identities, keys, the certificate authority and TLS configurations.
 //!
-//! This crate does no I/O and takes the clock as an argument. Every certificate passes the same judge, [`verify_chain`]:
-//! what a peer presents in a handshake, what the authority has just signed, and what a sidecar received from it. The
-//! rules are listed, numbered and sourced in [`rules::Rule`].
+//! This crate does no I/O and takes the clock as an argument. Every certificate passes the same judge,
+//! [`verify_chain`]: what a peer presents in a handshake, what the authority has just signed, and what a sidecar
+//! received from it. The rules are listed, numbered and sourced in [`rules::Rule`].
 
 mod anchors;
 pub mod bundle;

@@ -1,7 +1,7 @@
 //! rustls configurations: TLS 1.3 only, X25519MLKEM768 before X25519, no resumption, no early data.
 //!
-//! Every handshake is judged by [`crate::verify_chain`] on both sides; host names are never looked at. Without resumption
-//! no connection can skip that judgement, so an expired or replaced certificate or bundle has no afterlife.
+//! Every handshake is judged by [`crate::verify_chain`] on both sides; host names are never looked at. Without
+//! resumption no connection can skip that judgement, so an expired or replaced certificate or bundle has no afterlife.
 use std::fmt;
 use std::sync::{Arc, OnceLock};
 use std::time::SystemTime;
@@ -175,8 +175,8 @@ pub fn server_name() -> ServerName<'static> {
     ServerName::try_from("peer.invalid").expect("a valid DNS name")
 }
 
-/// The peer of a finished handshake (`None`: it presented no certificate, or the handshake has not ended). The chain was
-/// verified in the handshake; this reads its identity and expiry.
+/// The peer of a finished handshake (`None`: it presented no certificate, or the handshake has not ended). The chain
+/// was verified in the handshake; this reads its identity and expiry.
 pub fn peer_of(connection: &rustls::CommonState) -> Option<Peer> {
     // Before the end the peer has shown a certificate, but not that it holds the key.
     if connection.is_handshaking() {

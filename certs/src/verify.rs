@@ -1,7 +1,8 @@
 //! Judges a peer's certificate chain: path validation by webpki, and the X509-SVID standard's own rules.
 //!
-//! It promises that an identity is returned only for a chain that obeys every rule of [`Rule`] at `now`, and that the work
-//! is bounded whatever a peer sends. It never looks at host names, and never trusts what is not in the given bundle.
+//! It promises that an identity is returned only for a chain that obeys every rule of [`Rule`] at `now`, and that the
+//! work is bounded whatever a peer sends. It never looks at host names, and never trusts what is not in the given
+//! bundle.
 use std::time::{Duration, SystemTime};
 
 use rustls::pki_types::{CertificateDer, SignatureVerificationAlgorithm, TrustAnchor, UnixTime};

@@ -161,8 +161,8 @@ fn only_strong_keys_are_signed() {
     assert!(error.contains("use ECDSA P-256, P-384, Ed25519 or RSA"), "{error}");
 }
 
-/// The key is labelled by what it is, not by how the request was signed: a P-384 key whose request is signed with SHA-256
-/// keeps its curve.
+/// The key is labelled by what it is, not by how the request was signed: a P-384 key whose request is signed with
+/// SHA-256 keeps its curve.
 #[test]
 fn the_key_of_a_leaf_is_that_of_the_request_byte_for_byte() {
     let request = include_bytes!("../fixtures/p384-signed-with-sha256.csr");
@@ -187,6 +187,26 @@ fn lifetimes_are_bounded_and_end_with_the_signer() {
     assert!(not_after(hours(1)) < authority.not_after());
     let error = authority.sign(&request(), &id(), hours(1), authority.not_after()).unwrap_err().to_string();
     assert!(error.contains("has expired"), "{error}");
+}
+
+#[test]
+fn no_leaf_outlives_the_certificates_above_its_signer() {
+    let short = |spec: Spec| spec.with(|spec| spec.not_after = 7200);
+    let (root, short_root) = (signer("root").self_signed(), short(signer("short root")).self_signed());
+    let short_intermediate = root.issue(&short(signer("short")));
+    let lower = short_intermediate.issue(&signer("lower"));
+    let under_short_root = short_root.issue(&signer("intermediate"));
+    for (certificates, key, roots) in [
+        (&[&lower, &short_intermediate][..], &lower, &[&root][..]),
+        (&[&under_short_root], &under_short_root, &[&root, &short_root]),
+    ] {
+        let authority = load(certificates, &key.key.serialize_pem(), roots).unwrap();
+        let now = SystemTime::now();
+        let chain = authority.sign(&request(), &id(), hours(12), now).unwrap();
+        let not_after = verify_chain(&chain, &authority.trust_bundle(), now).unwrap().not_after;
+        assert!(not_after < now + hours(3));
+        assert_eq!(not_after, authority.not_after());
+    }
 }
 
 #[test]
@@ -321,6 +341,10 @@ fn what_cannot_issue_is_refused_when_loading() {
             load(&[signer], &key.key.serialize_pem(), &[&root]).err().unwrap_or_else(|| panic!("{what} was loaded"));
         assert!(error.contains(says), "{what}: {error}");
     }
+    // As a root it would do (an operator trusts it), as a signer it does not.
+    let sloppy = signer("root").with(|root| root.key_usage = None).self_signed();
+    let error = load(&[&sloppy], &sloppy.key.serialize_pem(), &[&sloppy]).unwrap_err();
+    assert!(error.contains("critical key usage with keyCertSign"), "{error}");
 }
 
 #[test]
@@ -347,4 +371,7 @@ fn a_bad_key_file_says_what_to_put_instead() {
 #[test]
 fn debug_output_hides_private_keys() {
     assert_eq!(format!("{:?}", PrivateKey::generate()), "PrivateKey(redacted)");
+    let authority = authority();
+    let shown = format!("{authority:?}");
+    assert!(shown.starts_with("CertificateAuthority") && !shown.contains(&authority.key_pem()[60..80]), "{shown}");
 }

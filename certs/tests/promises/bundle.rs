@@ -37,6 +37,8 @@ fn what_is_not_a_bundle_is_refused_with_a_reason() {
     let key = root.key.serialize_pem();
     let leaf = root.issue(&leaf(ID));
     let weak = signer("weak").with(|root| root.public_key = Some(rsa_key(1024))).self_signed();
+    let mut longer = bundle(&[&root]);
+    longer.roots[0] = [&longer.roots[0][..], &[0]].concat().into();
     let lines: Vec<&str> = pem.lines().collect();
     for (text, says) in [
         (String::new(), "at least one root"),
@@ -53,6 +55,7 @@ fn what_is_not_a_bundle_is_refused_with_a_reason() {
         (pem.replace("CERTIFICATE", "X509 CRL"), "only CERTIFICATE sections"),
         (bundle(&[&leaf]).to_pem(), "certificate 1 cannot be a root: only a certificate with cA true may sign"),
         (bundle(&[&root, &weak]).to_pem(), "certificate 2 cannot be a root: weak"),
+        (longer.to_pem(), "bytes follow after the end"),
         (pem.repeat(65), "at most 64"),
         (" ".repeat(50 << 20), "at most 1048576"),
     ] {

@@ -1,4 +1,5 @@
-//! The catalogue: for each rule chains that break it, with what stock path validation says of them, and chains that obey it.
+//! The catalogue: for each rule chains that break it, with what stock path validation says of them, and chains that
+//! obey it.
 use weft_certs::TrustBundle;
 
 use crate::certificate::*;
@@ -277,6 +278,7 @@ fn untrusted() -> Vec<Bad> {
         bad(0, "weak_algorithm", Accepts, "P-521", key(p521)),
         bad(0, "weak_algorithm", Rejects, "SHA-1", with_leaf(|leaf| leaf.signature_algorithm = ECDSA_SHA1)),
         bad(0, "weak_algorithm", Rejects, "MD5", with_leaf(|leaf| leaf.signature_algorithm = RSA_MD5)),
+        bad(0, "too_large", Accepts, "6 certificates", chain_of(6)),
         bad(0, "too_large", Rejects, "100 certificates", chain_of(100)),
         bad(
             0,

@@ -113,7 +113,8 @@ pub fn judged_by_client(presented: &Presented, bundle: &TrustBundle, expected: &
     }
 }
 
-/// Our server. Its own identity comes from one more root, because a server cannot hold an identity that its bundle refuses.
+/// Our server. Its own identity comes from one more root, because a server cannot hold an identity that its bundle
+/// refuses.
 fn server_trusting(bundle: &TrustBundle) -> Arc<ServerConfig> {
     let now = SystemTime::now();
     let authority = CertificateAuthority::self_signed(&bundle.trust_domain, hours(10), now).unwrap();

@@ -1,6 +1,6 @@
-//! Each rule of the X509-SVID standard refuses what breaks it, in a real handshake, on the server and on the client, and
-//! lets pass what obeys it. Where the catalogue says that stock path validation accepts a bad chain, that is shown too:
-//! there, nothing but our own rule stands between the chain and the application.
+//! Each rule of the X509-SVID standard refuses what breaks it, in a real handshake, on the server and on the client,
+//! and lets pass what obeys it. Where the catalogue says that stock path validation accepts a bad chain, that is shown
+//! too: there, nothing but our own rule stands between the chain and the application.
 use std::time::{Duration, SystemTime};
 
 use rustls::pki_types::UnixTime;

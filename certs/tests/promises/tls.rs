@@ -4,7 +4,9 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
-use rustls::{AlertDescription, ClientConfig, Error, HandshakeKind, NamedGroup, ProtocolVersion, ServerConfig};
+use rustls::{
+    AlertDescription, ClientConfig, Error, HandshakeKind, NamedGroup, ProtocolVersion, ServerConfig, ServerConnection,
+};
 use weft_certs::tls_config::{client_config, peer_of, refusal, server_config, verify_error};
 use weft_certs::{CertificateAuthority, ClientAuth, PrivateKey, SpiffeId, Svid, TrustDomain, VerifyError};
 
@@ -153,6 +155,37 @@ fn x25519_is_accepted_and_other_groups_are_not() {
     assert_eq!(ended.server.negotiated_key_exchange_group().unwrap().name(), NamedGroup::X25519);
     let ended = handshake(other_client(|provider| provider.kx_groups = vec![SECP256R1], &mesh), mesh.server(&[]));
     assert!(ended.server_error.is_some());
+}
+
+#[test]
+fn older_versions_and_plaintext_are_refused() {
+    let mesh = mesh();
+    let old_hello = |version: [u8; 2]| {
+        // One ECDSA suite, no compression, the curves and signatures that a TLS 1.2 client of that suite sends.
+        let extensions = [0, 10, 0, 4, 0, 2, 0, 29, 0, 13, 0, 4, 0, 2, 4, 3];
+        let body = [&version[..], &[7; 32], &[0, 0, 2, 0xc0, 0x2b, 1, 0, 0, 16], &extensions].concat();
+        let message = [&[1, 0, 0, body.len() as u8], &body[..]].concat();
+        [&[0x16, 3, 1, 0, message.len() as u8], &message[..]].concat()
+    };
+    for (what, bytes) in [
+        ("TLS 1.0", old_hello([3, 1])),
+        ("TLS 1.1", old_hello([3, 2])),
+        ("TLS 1.2", old_hello([3, 3])),
+        ("SSL 2", vec![0x80, 0x2e, 1, 0, 2, 0, 0x15, 0, 0, 0, 0x10]),
+        ("plaintext", b"GET / HTTP/1.1\r\nhost: stock\r\n\r\n".to_vec()),
+    ] {
+        let mut server = ServerConnection::new(mesh.server(&[])).unwrap();
+        let mut refusal = None;
+        for byte in bytes {
+            server.read_tls(&mut &[byte][..]).unwrap();
+            refusal = refusal.or(server.process_new_packets().err());
+        }
+        let expected = |error: &Error| match what {
+            "SSL 2" | "plaintext" => matches!(error, Error::InvalidMessage(_)),
+            _ => matches!(error, Error::PeerIncompatible(_)),
+        };
+        assert!(refusal.as_ref().is_some_and(expected), "{what}: {refusal:?}");
+    }
 }
 
 #[test]
