@@ -1,2 +1,75 @@
-//! The weft command line.
-fn main() {}
+//! `weft`: one binary that can run everything, on a laptop, an edge host or a server.
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+use weft_proxy::config::{ProxyArgs, Settings};
+use weft_proxy::redirect;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// Weft, a lightweight service mesh.
+#[derive(Parser)]
+#[command(name = "weft", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the control plane on a directory of YAML.
+    ControlPlane(weft_control_plane::Args),
+    /// Run a sidecar, or write the rules that redirect connections to it.
+    #[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+    Proxy(Box<ProxyCommand>),
+    /// Join tokens, with which sidecars prove their identity.
+    #[command(subcommand)]
+    Token(TokenCommand),
+}
+
+#[derive(Args)]
+struct ProxyCommand {
+    #[command(subcommand)]
+    command: Option<ProxySubcommand>,
+    #[command(flatten)]
+    proxy: Option<ProxyArgs>,
+}
+
+#[derive(Subcommand)]
+enum ProxySubcommand {
+    /// Write (or remove) the rules that redirect this network namespace's connections to the sidecar.
+    Init(redirect::InitArgs),
+}
+
+#[derive(Subcommand)]
+enum TokenCommand {
+    /// Print a join token for one service account.
+    Create(weft_control_plane::TokenCreateArgs),
+}
+
+fn main() -> ExitCode {
+    // The lab runs this program again for its own duties, before any thread exists.
+    weft_loadtests::lab::init();
+    weft_certs::install_crypto_provider();
+    match run(Cli::parse().command) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("weft: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> anyhow::Result<ExitCode> {
+    match command {
+        Command::ControlPlane(args) => weft_control_plane::main(args)?,
+        Command::Proxy(proxy) => match *proxy {
+            ProxyCommand { command: Some(ProxySubcommand::Init(args)), .. } => println!("{}", redirect::run_init(&args)?),
+            ProxyCommand { proxy: Some(args), .. } => weft_proxy::app::run(Settings::resolve(args)?)?,
+            ProxyCommand { .. } => anyhow::bail!("nothing to run: see `weft proxy --help`"),
+        },
+        Command::Token(TokenCommand::Create(args)) => println!("{}", weft_control_plane::create_token(&args)?),
+    }
+    Ok(ExitCode::SUCCESS)
+}

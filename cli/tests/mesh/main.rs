@@ -1,0 +1,13 @@
+//! The mesh's promises, on real sockets in the lab. One file a promise.
+#![allow(missing_docs, unreachable_pub)]
+
+mod fixture;
+mod interception;
+
+use weft_loadtests::lab::testing::{self, Test};
+
+fn main() {
+    let mut tests: Vec<Test> = Vec::new();
+    tests.extend(interception::TESTS);
+    testing::main(&tests);
+}
