@@ -1,4 +1,11 @@
 //! What Weft's control plane and sidecars share: the resources, the wire protocol and the pure policy engine.
+//!
+//! - [`resource`]: YAML or JSON in, valid values out, or an error that says what to write instead;
+//! - [`policy`]: paths and hosts in one normal form, and who may call what, with the reason;
+//! - [`workload`]: what one sidecar is told;
+//! - [`wire`]: how it is told, as differences, each judged before it is used.
+//!
+//! This crate does no I/O and reads no clock.
 
 pub mod policy;
 pub mod resource;

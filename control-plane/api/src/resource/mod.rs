@@ -29,6 +29,7 @@ pub use service::{Service, ServicePort, TargetPort};
 pub use target::{Subject, Target};
 pub use workload::{Workload, WorkloadPort};
 
+pub(crate) use document::parse_text;
 
 /// `apiVersion` of Weft's own kinds.
 pub const API_VERSION: &str = "policy.weft.dev/v1alpha1";

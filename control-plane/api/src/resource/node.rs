@@ -168,9 +168,6 @@ impl<'n> At<'n> {
     pub(crate) fn new(path: impl Into<String>, node: &'n Node) -> Self {
         Self { path: path.into(), node }
     }
-    pub(crate) fn path(&self) -> &str {
-        &self.path
-    }
     pub(crate) fn line(&self) -> usize {
         self.node.line
     }
