@@ -37,6 +37,9 @@ const STREAMS_OF_A_CONNECTION: u32 = 32;
 const CONNECTIONS: u64 = 10_000;
 /// Files that are kept free of connections.
 const SPARE_FILES: u64 = 128;
+/// How long starting waits for the resources.
+const FIRST_READ_TIMEOUT: Duration = Duration::from_secs(5);
+const READER_FAILED: &str = "the reader of the resources directory failed";
 /// How long a stopping control plane waits for what is under way.
 const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 /// Before this time is left to the signing certificate, each start warns.
@@ -123,7 +126,11 @@ pub async fn start(settings: Settings) -> anyhow::Result<Running> {
     }
 
     let publisher = Arc::new(Publisher::new(Model::new(settings.trust_domain.clone()), metrics.clone(), now));
-    let source = DirectorySource::start(settings.resources, settings.denied_identities)?;
+    let mut source = DirectorySource::start(settings.resources, settings.denied_identities)?;
+    // So that who comes first is not sent away; a file system that hangs is no reason not to issue certificates.
+    if let Ok(first) = tokio::time::timeout(FIRST_READ_TIMEOUT, source.next()).await {
+        publisher.apply(first.context(READER_FAILED)?);
+    }
     tasks.spawn(follow_source(source, Arc::clone(&publisher), stop.clone()));
 
     let lifetimes = Lifetimes { shortest: settings.shortest_lifetime, longest: settings.certificate_lifetime };
@@ -236,7 +243,7 @@ async fn follow_source(
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
     while let Some(batch) = stop.run_until_cancelled(source.next()).await {
-        publisher.apply(batch.context("the reader of the resources directory failed")?);
+        publisher.apply(batch.context(READER_FAILED)?);
     }
     Ok(())
 }

@@ -26,6 +26,8 @@ pub struct Metrics {
     pub trust_anchor_expiry: Gauge<f64, AtomicU64>,
     /// Resources in force.
     pub resources: Gauge,
+    /// Identities that are refused everywhere.
+    pub denied_identities: Gauge,
 }
 
 /// How a request for a certificate ended.
@@ -64,6 +66,7 @@ impl Metrics {
         let mut registry = Registry::with_prefix("weft");
         registry.register("config_errors", "Faults in the resources that are not mended", self.config_errors.clone());
         registry.register("resources", "Resources in force", self.resources.clone());
+        registry.register("denied_identities", "Identities refused everywhere", self.denied_identities.clone());
         registry.register(
             "certificates_issued",
             "Requests for a certificate, by how they ended",

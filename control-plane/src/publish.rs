@@ -149,8 +149,9 @@ impl Publisher {
         for event in batch.events {
             state.model.apply(event);
         }
-        self.metrics.config_errors.set(batch.errors.len().try_into().unwrap_or(i64::MAX));
-        self.metrics.resources.set(state.model.len().try_into().unwrap_or(i64::MAX));
+        self.metrics.config_errors.set(count(batch.errors.len()));
+        self.metrics.resources.set(count(state.model.len()));
+        self.metrics.denied_identities.set(count(state.model.denied().count()));
         state.errors = batch.errors;
         state.complete |= batch.complete;
         state.publish();
@@ -175,7 +176,7 @@ impl Publisher {
             tracing::info!(%workload, "the sidecar is back: sending calls there again");
             state.publish();
         }
-        self.metrics.withdrawn.set(state.model.withdrawn().try_into().unwrap_or(i64::MAX));
+        self.metrics.withdrawn.set(count(state.model.withdrawn()));
         state.streams += 1;
         let number = state.streams;
         let latest = state.latest(&workload)?;
@@ -315,6 +316,10 @@ impl State {
     }
 }
 
+fn count(number: usize) -> i64 {
+    number.try_into().unwrap_or(i64::MAX)
+}
+
 fn word(model: &Model, shared: &Shared, workload: &NamespacedName, version: u64) -> Published {
     let not_found = || Published::Ended(Refused::NotFound(workload.clone()));
     let Some(identity) = model.identity(workload) else { return not_found() };
@@ -359,7 +364,7 @@ impl Subscription {
         sidecar.draining = true;
         tracing::info!(workload = %self.workload, "the sidecar is draining: sending no calls there");
         state.model.withdraw(&self.workload);
-        self.publisher.metrics.withdrawn.set(state.model.withdrawn().try_into().unwrap_or(i64::MAX));
+        self.publisher.metrics.withdrawn.set(count(state.model.withdrawn()));
         state.publish();
     }
 
