@@ -154,11 +154,11 @@ async fn a_header_of_more_than_8_kib_is_refused() {
 #[tokio::test]
 async fn a_slow_client_is_closed_by_the_header_timeout() {
     let (address, server) = served(Readiness::ready()).await;
-    for stalled in ["GET /live HT", "GET /live HTTP/1.1\r\nhost: x\r\n\r\nGET /live HT"] {
-        // The client never closes: that this returns at all is the promise.
-        let answer = exchange(address, stalled).await;
-        assert_eq!(answer.matches("200 OK").count(), stalled.matches("host").count(), "{answer}");
-    }
+    let (first, second) = ("GET /live HT", "GET /live HTTP/1.1\r\nhost: x\r\n\r\nGET /live HT");
+    // The client never closes: that these return at all is the promise.
+    let (of_first, of_second) = tokio::join!(exchange(address, first), exchange(address, second));
+    assert_eq!(of_first.matches("200 OK").count(), 0, "{of_first}");
+    assert_eq!(of_second.matches("200 OK").count(), 1, "{of_second}");
     server.abort();
 }
 

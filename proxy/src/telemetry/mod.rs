@@ -145,3 +145,8 @@ impl Telemetry {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
+#[cfg(test)]
+mod trace_tests;
