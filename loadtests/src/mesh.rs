@@ -146,9 +146,13 @@ impl Mesh {
         &self.control_plane_pod
     }
 
-    /// `host:port` of its gRPC services.
-    pub fn control_plane_address(&self) -> SocketAddr {
-        self.control_plane_pod.address(CONTROL_PLANE_PORT)
+    /// `host:port` of its gRPC services, of a family that `pod` has.
+    pub fn control_plane_address(&self, pod: &Pod) -> SocketAddr {
+        let (v4, v6) = (self.control_plane_pod.ipv4(), self.control_plane_pod.ipv6());
+        match (pod.ipv4().and(v4), v6) {
+            (None, Some(v6)) => SocketAddr::from((v6, CONTROL_PLANE_PORT)),
+            _ => self.control_plane_pod.address(CONTROL_PLANE_PORT),
+        }
     }
 
     /// The running control plane.
@@ -164,7 +168,7 @@ impl Mesh {
     /// Starts the control plane (again) and waits until it is ready.
     pub fn start_control_plane(&mut self) -> Result<()> {
         let program = Program::new(&self.options.weft)
-            .args(["control-plane", "--log-format", "json", "--allow-short-lifetimes"])
+            .args(["control-plane", "--log-format", "json", "--allow-short-lifetimes", "--listen", "[::]:4280"])
             .args(["--certificate-lifetime", self.options.certificate_lifetime.as_str()])
             .arg("--resources")
             .arg(self.resources())
@@ -256,7 +260,7 @@ impl Mesh {
         let token = self.token(&pod.spec)?;
         let program = Program::new(&self.options.weft)
             .args(["proxy", "--workload", pod.spec.name.as_str(), "--proxy-mark", PROXY_MARK])
-            .args(["--control-plane", self.control_plane_address().to_string().as_str()])
+            .args(["--control-plane", self.control_plane_address(&pod.pod).to_string().as_str()])
             .arg("--trust-bundle")
             .arg(self.trust_bundle())
             .arg("--token-file")

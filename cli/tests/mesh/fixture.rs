@@ -1,11 +1,12 @@
 //! What the tests share: the demo application's mesh, and clients.
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use weft_loadtests::apps;
 use weft_loadtests::lab::{Pod, Task};
-use weft_loadtests::mesh::{Mesh, MeshOptions, MeshPod, WorkloadSpec, get};
+use weft_loadtests::mesh::{ADMIN_PORT, Mesh, MeshOptions, MeshPod, WorkloadSpec, eventually, get};
 
 pub const WEFT: &str = env!("CARGO_BIN_EXE_weft");
 /// Address of the Service `server`.
@@ -45,6 +46,11 @@ impl Pair {
         Ok(Self { mesh, client, server })
     }
 
+    /// Waits until both sidecars run what the control plane says now.
+    pub fn settle(&self) -> Result<()> {
+        settle(&self.mesh, &[&self.client, &self.server])
+    }
+
     /// Serves the echo application on port 8080 of the server.
     pub fn serve_http(&self) -> Result<Task<std::io::Result<()>>> {
         serve_http(&self.server)
@@ -82,4 +88,23 @@ where
     T: Send + 'static,
 {
     pod.run(make)?
+}
+
+/// Waits until the sidecars run a configuration that is newer than this moment's, after a file was written.
+///
+/// A write may change nothing for a sidecar, so the proof is a marker: a Service made here, seen in `/config`.
+pub fn settle(mesh: &Mesh, pods: &[&MeshPod]) -> Result<()> {
+    static MARKERS: AtomicU32 = AtomicU32::new(0);
+    let marker = format!("marker-{}", MARKERS.fetch_add(1, Ordering::Relaxed));
+    mesh.write(
+        "zz-marker.yaml",
+        &format!("apiVersion: v1\nkind: Service\nmetadata: {{name: {marker}, namespace: shop}}\nspec: {{ports: [{{port: 1}}]}}\n"),
+    )?;
+    for pod in pods {
+        eventually("the sidecar has the new configuration", PATIENCE, || {
+            let (_, config) = get(&pod.pod, SocketAddr::from((Ipv4Addr::LOCALHOST, ADMIN_PORT)), "/config")?;
+            Ok(config.contains(&marker))
+        })?;
+    }
+    Ok(())
 }

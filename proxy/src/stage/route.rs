@@ -16,6 +16,8 @@ pub struct MeshView {
     pub config: WorkloadConfig,
     services: HashMap<IpAddr, Arc<Service>>,
     workloads: HashMap<IpAddr, usize>,
+    /// Addresses of the workload beside us.
+    own: Vec<IpAddr>,
 }
 
 /// Where a connection is going.
@@ -46,14 +48,23 @@ pub enum Route {
 impl MeshView {
     /// Indexes `config`.
     pub fn new(config: WorkloadConfig) -> Self {
-        let services = config.services.values().flat_map(|s| s.addresses.iter().map(|a| (*a, Arc::clone(s)))).collect();
+        let inbound = &config.inbound;
+        let ours = |name: &NamespacedName| name.namespace == inbound.namespace && name.name == inbound.workload;
+        let own: Vec<IpAddr> =
+            config.meshed_workloads.iter().filter(|w| ours(&w.name)).flat_map(|w| w.addresses.clone()).collect();
+        let services = config
+            .services
+            .values()
+            .map(|service| beside_us(service, &own))
+            .flat_map(|service| service.addresses.clone().into_iter().map(move |address| (address, Arc::clone(&service))))
+            .collect();
         let workloads = config
             .meshed_workloads
             .iter()
             .enumerate()
             .flat_map(|(index, workload)| workload.addresses.iter().map(move |address| (*address, index)))
             .collect();
-        Self { config, services, workloads }
+        Self { config, services, workloads, own }
     }
 
     /// Finds where `original` leads.
@@ -89,8 +100,24 @@ impl MeshView {
                 Some(&self.config.meshed_workloads[*index].identity) == endpoint.identity.as_ref()
             })
         };
-        by_service() || by_address()
+        self.own.contains(&endpoint.address.ip()) || by_service() || by_address()
     }
+}
+
+/// A workload that calls its own Service may reach itself. What stays inside the pod is not redirected, so no sidecar
+/// would answer there: it goes to the application as it is, like all loopback traffic.
+fn beside_us(service: &Arc<Service>, own: &[IpAddr]) -> Arc<Service> {
+    let ours = |endpoint: &Endpoint| own.contains(&endpoint.address.ip());
+    if !service.ports.iter().flat_map(|port| &port.endpoints).any(ours) {
+        return Arc::clone(service);
+    }
+    let mut service = Service::clone(service);
+    for endpoint in service.ports.iter_mut().flat_map(|port| &mut port.endpoints) {
+        if ours(endpoint) {
+            endpoint.identity = None;
+        }
+    }
+    Arc::new(service)
 }
 
 impl Route {

@@ -121,8 +121,9 @@ impl HandshakeError {
         match self {
             Self::Timeout => "tls_timeout",
             Self::NotMesh => "tls_not_mesh",
-            Self::Tls(error) => match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
-                Some(tls) => weft_certs::tls_config::verify_error(tls).map_or("tls_error", |verify| verify.reason()),
+            Self::Tls(error) => match weft_certs::tls_config::refusal(error) {
+                Some(refusal) => refusal.reason(),
+                None if error.kind() == io::ErrorKind::InvalidData => "tls_error",
                 None => "tls_closed",
             },
         }
