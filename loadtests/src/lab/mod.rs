@@ -49,6 +49,21 @@
 //! capability over the network. To the packet filter both look like uid 0, because the network namespace belongs to
 //! the first user namespace: rules must tell programs apart by socket mark, not by user.
 //!
+//! # What one can do with it
+//! | wish | how |
+//! |---|---|
+//! | a server in a pod, surely listening | [`Pod::listen`], then [`Pod::start`] with one of [`crate::apps`] |
+//! | a client in a pod | [`Pod::run`]: panics and results reach the caller |
+//! | a program in a pod | [`Pod::spawn`] with a [`Program`]; [`Program::this`] is the program that is running now |
+//! | wait until it is ready | [`Process::wait_for_line`] |
+//! | names, service addresses, outside hosts | [`Lab::hosts`], [`PodSpec::address`], [`Pod::add_address`] |
+//! | what a kubelet on the node would do | [`Lab::switch`], which is a pod with the node's addresses |
+//! | a partition | [`Pod::cut`], [`Pod::heal`] |
+//! | proof that something is or is not on the wire | [`Lab::capture`], then [`Frames::contains`] or [`Frames::streams`] |
+//! | a browser on the host that sees something of the lab | [`Options::host_listener`] |
+//! | load | [`crate::load`], within [`Pod::run`] |
+//! | tests that are skipped where the lab is not to be had | [`testing::main`] |
+//!
 //! # Limits
 //! No cgroups: CPU and memory of pods are not limited. Delay cannot be injected by this module (it needs netem).
 
