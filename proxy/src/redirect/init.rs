@@ -70,14 +70,14 @@ pub struct InitArgs {
     pub proxy_mark: Option<u32>,
     /// Ports of this pod that are reached without the sidecar, such as `22,8000-8010`. They are outside the mesh: no
     /// mTLS, no policy.
-    #[arg(long, env = "WEFT_SKIP_INBOUND_PORTS", value_delimiter = ',')]
-    pub skip_inbound_ports: Vec<PortRange>,
+    #[arg(long, env = "WEFT_SKIP_INBOUND_PORTS", value_parser = parse_ports, default_value = "", hide_default_value = true)]
+    pub skip_inbound_ports: List<PortRange>,
     /// Ports elsewhere that the application reaches without the sidecar, such as `5432`.
-    #[arg(long, env = "WEFT_SKIP_OUTBOUND_PORTS", value_delimiter = ',')]
-    pub skip_outbound_ports: Vec<PortRange>,
+    #[arg(long, env = "WEFT_SKIP_OUTBOUND_PORTS", value_parser = parse_ports, default_value = "", hide_default_value = true)]
+    pub skip_outbound_ports: List<PortRange>,
     /// Addresses that the application reaches without the sidecar, such as `10.0.0.0/8,fd00::/8,192.0.2.7`.
-    #[arg(long, env = "WEFT_SKIP_SUBNETS", value_delimiter = ',', value_parser = parse_subnet)]
-    pub skip_subnets: Vec<IpNet>,
+    #[arg(long, env = "WEFT_SKIP_SUBNETS", value_parser = parse_subnets, default_value = "", hide_default_value = true)]
+    pub skip_subnets: List<IpNet>,
     /// Remove the rules instead.
     #[arg(long)]
     pub cleanup: bool,
@@ -85,6 +85,23 @@ pub struct InitArgs {
 
 /// The user of the sidecar's container.
 const PROXY_UID: u32 = 2102;
+
+/// Entries separated by commas; none when empty, as a template that had nothing to fill in leaves it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct List<T>(pub Vec<T>);
+
+fn parse_list<T>(text: &str, parse: impl Fn(&str) -> Result<T, String>) -> Result<List<T>, String> {
+    let entries = text.split(',').filter(|_| !text.trim().is_empty());
+    entries.map(parse).collect::<Result<_, _>>().map(List)
+}
+
+fn parse_ports(text: &str) -> Result<List<PortRange>, String> {
+    parse_list(text, PortRange::from_str)
+}
+
+fn parse_subnets(text: &str) -> Result<List<IpNet>, String> {
+    parse_list(text, parse_subnet)
+}
 
 /// A prefix, or one address.
 fn parse_subnet(text: &str) -> Result<IpNet, String> {
@@ -103,9 +120,9 @@ impl InitArgs {
             outbound_port: self.outbound_port,
             inbound_port: self.inbound_port,
             admin_port: self.admin_port,
-            skip_inbound_ports: self.skip_inbound_ports.clone(),
-            skip_outbound_ports: self.skip_outbound_ports.clone(),
-            skip_subnets: self.skip_subnets.iter().map(IpNet::trunc).collect(),
+            skip_inbound_ports: self.skip_inbound_ports.0.clone(),
+            skip_outbound_ports: self.skip_outbound_ports.0.clone(),
+            skip_subnets: self.skip_subnets.0.iter().map(IpNet::trunc).collect(),
         }
     }
 }
@@ -172,6 +189,8 @@ mod tests {
         assert_eq!(rules.skip_inbound_ports, [PortRange::single(22), PortRange { first: 8000, last: 8010 }]);
         let subnets: Vec<String> = rules.skip_subnets.iter().map(ToString::to_string).collect();
         assert_eq!(subnets, ["10.0.0.0/8", "fd00::/8", "192.0.2.7/32"]);
+        let empty = parse(&["--skip-inbound-ports", "", "--skip-subnets", ""]).expect("nothing to skip");
+        assert!(empty.skip_inbound_ports.is_empty() && empty.skip_subnets.is_empty());
         let marked = parse(&["--proxy-mark", "0x2102"]).expect("valid");
         assert_eq!(marked.proxy, ProxyTraffic { uid: None, mark: Some(0x2102) }, "a mark alone exempts no user");
     }
@@ -181,6 +200,7 @@ mod tests {
         for (flags, hint) in [
             (["--skip-inbound-ports", "ssh"], "write 22 or 8000-8010"),
             (["--skip-inbound-ports", "8010-8000"], "write 22 or 8000-8010"),
+            (["--skip-inbound-ports", "22,"], "write 22 or 8000-8010"),
             (["--skip-inbound-ports", "0"], "write 22 or 8000-8010"),
             (["--skip-outbound-ports", "+22"], "write 22 or 8000-8010"),
             (["--skip-outbound-ports", "65536"], "write 22 or 8000-8010"),

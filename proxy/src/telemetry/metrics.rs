@@ -5,8 +5,8 @@
 use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder, NoLabelSet, text};
@@ -24,6 +24,11 @@ const FIXED_LINES: usize = 16 + 2 * OVERHEAD.lines() + 8;
 /// The smallest budget that leaves room for the mesh beside the fixed lines.
 const MIN_BUDGET: usize = FIXED_LINES + FOLD_LINES + 100;
 
+/// Not probed yet: the gauge is left out rather than a guess.
+pub(super) const CAPTURE_UNKNOWN: u8 = 0;
+pub(super) const CAPTURE_WORKS: u8 = 1;
+pub(super) const CAPTURE_BROKEN: u8 = 2;
+
 type LabelSet<'a> = Vec<(&'static str, Cow<'a, str>)>;
 
 /// What is known beside the events of the data path. Written by the control thread, and now and then by any other.
@@ -35,7 +40,8 @@ pub(super) struct State {
     pub(super) renewals: Results,
     pub(super) config_updates: Results,
     pub(super) config_version: AtomicU64,
-    pub(super) capture_works: AtomicBool,
+    /// [`CAPTURE_UNKNOWN`] or what the last probe found.
+    pub(super) capture: AtomicU8,
     pub(super) spans_exported: AtomicU64,
     pub(super) spans_dropped: AtomicU64,
     pub(super) log_lines_suppressed: AtomicU64,
@@ -73,6 +79,7 @@ impl Metrics {
 
     /// OpenMetrics text.
     pub(super) fn encode(self: &Arc<Self>) -> String {
+        self.series.sweep(Instant::now());
         let mut registry = Registry::default();
         registry.register_collector(Box::new(self.clone()));
         let mut out = String::with_capacity(16 * 1024);
@@ -97,12 +104,11 @@ impl Metrics {
             "1 while the configuration stream to the control plane stands",
             f64::from(u8::from(state.control_plane_connected.load(Ordering::Relaxed))),
         )?;
-        gauge(
-            out,
-            "weft_capture_works",
-            "1 while the sidecar's probe finds its own redirect rules at work",
-            f64::from(u8::from(state.capture_works.load(Ordering::Relaxed))),
-        )?;
+        let capture = state.capture.load(Ordering::Relaxed);
+        if capture != CAPTURE_UNKNOWN {
+            let works = f64::from(u8::from(capture == CAPTURE_WORKS));
+            gauge(out, "weft_capture_works", "1 while the sidecar's probe finds the redirect rules at work", works)?;
+        }
         results(out, "weft_certificate_renewals", "Certificates asked for, by result", &state.renewals)?;
         results(out, "weft_config_updates", "Configuration updates received, by result", &state.config_updates)?;
         gauge(

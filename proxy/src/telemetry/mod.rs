@@ -117,9 +117,10 @@ impl Telemetry {
         self.metrics.state.control_plane_connected.store(connected, Ordering::Relaxed);
     }
 
-    /// Whether the last probe of the redirect rules was captured.
+    /// Whether the last probe of the redirect rules was captured; the gauge is absent before the first.
     pub fn set_capture_works(&self, works: bool) {
-        self.metrics.state.capture_works.store(works, Ordering::Relaxed);
+        let found = if works { metrics::CAPTURE_WORKS } else { metrics::CAPTURE_BROKEN };
+        self.metrics.state.capture.store(found, Ordering::Relaxed);
     }
 
     /// A certificate was asked for; `success`: and received.

@@ -1,11 +1,13 @@
 //! Which series exist, and the budget that bounds them.
 //!
 //! A label set gets cells of its own while the budget lasts; after that it shares those of its family's `other`, so sums
-//! stay exact whatever the mesh looks like. The lock here is taken when a worker meets a label set for the first time
-//! and when metrics are read, never for an event.
+//! stay exact whatever the mesh looks like. A label set that nothing was counted under for a while is forgotten, so that
+//! names which left the mesh do not use the budget up for ever. The lock here is taken when a worker meets a label set
+//! for the first time and when metrics are read, never for an event.
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use super::cells::{Cells, REQUEST_DURATION};
 use super::event::{Direction, Ends};
@@ -158,24 +160,46 @@ fn bounded(value: Arc<str>) -> Arc<str> {
 /// and status class (none, 1 to 5), durations, byte streams, and the decisions.
 pub(super) const FOLD_LINES: usize = 2 * 6 + 2 * REQUEST_DURATION.lines() + 2 * 4 + 2 + 2 + 2;
 
+/// A series without a new count for so long is forgotten, once no worker and no open connection holds its cells.
+const IDLE: Duration = Duration::from_secs(300);
+
 /// All series of a sidecar, with the cells of each worker.
 #[derive(Debug)]
 pub(super) struct SeriesTable {
     budget: usize,
     folded: AtomicU64,
+    epoch: AtomicU64,
     inner: Mutex<Inner>,
 }
 
 #[derive(Debug, Default)]
 struct Inner {
     lines: usize,
-    rows: HashMap<Series, Vec<(u32, Arc<Cells>)>>,
+    rows: HashMap<Series, Row>,
+}
+
+#[derive(Debug)]
+struct Row {
+    cells: Vec<(u32, Arc<Cells>)>,
+    /// The sums when they were last found changed, and when that was.
+    seen: Vec<u64>,
+    changed: Instant,
+    /// Workers were asked to let go of it.
+    released: bool,
+}
+
+impl Row {
+    fn sums(&self, series: &Series) -> Vec<u64> {
+        let mut sums = vec![0; series.slots()];
+        self.cells.iter().for_each(|(_, cells)| cells.add_to(&mut sums));
+        sums
+    }
 }
 
 impl SeriesTable {
     /// A table for at most `budget` sample lines beside those of the `other` series.
     pub(super) fn new(budget: usize) -> Self {
-        Self { budget, folded: AtomicU64::new(0), inner: Mutex::default() }
+        Self { budget, folded: AtomicU64::new(0), epoch: AtomicU64::new(0), inner: Mutex::default() }
     }
 
     /// The cells of `worker` for `series`, or for its `other` when the budget is spent.
@@ -192,12 +216,13 @@ impl SeriesTable {
             }
         }
         let slots = series.slots();
-        let rows = inner.rows.entry(series).or_default();
-        if let Some((_, cells)) = rows.iter().find(|(owner, _)| *owner == worker) {
+        let new = || Row { cells: Vec::new(), seen: vec![0; slots], changed: Instant::now(), released: false };
+        let row = inner.rows.entry(series).or_insert_with(new);
+        if let Some((_, cells)) = row.cells.iter().find(|(owner, _)| *owner == worker) {
             return cells.clone();
         }
         let cells = Arc::new(Cells::new(slots));
-        rows.push((worker, cells.clone()));
+        row.cells.push((worker, cells.clone()));
         cells
     }
 
@@ -206,17 +231,42 @@ impl SeriesTable {
         self.folded.load(Ordering::Relaxed)
     }
 
+    /// Changes when workers shall let go of all cells that they keep and ask for them anew.
+    pub(super) fn epoch(&self) -> u64 {
+        self.epoch.load(Ordering::Relaxed)
+    }
+
+    /// Forgets what is idle. In two steps, so that no count is lost: first the workers are asked to let go of their
+    /// cells, and a row goes only when the table alone still holds it. `other` series stay.
+    pub(super) fn sweep(&self, now: Instant) {
+        let mut inner = self.lock();
+        let Inner { lines, rows } = &mut *inner;
+        let mut ask = false;
+        rows.retain(|series, row| {
+            let sums = row.sums(series);
+            if sums != row.seen {
+                (row.seen, row.changed, row.released) = (sums, now, false);
+            }
+            if now.saturating_duration_since(row.changed) < IDLE || *series == series.folded() {
+                return true;
+            }
+            if row.cells.iter().all(|(_, cells)| Arc::strong_count(cells) == 1) {
+                *lines -= series.lines();
+                // What was folded while the budget was spent may have a series of its own now.
+                ask |= self.folded() > 0;
+                return false;
+            }
+            ask |= !std::mem::replace(&mut row.released, true);
+            true
+        });
+        if ask {
+            self.epoch.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
     /// Every series with the sums of all workers, in order.
     pub(super) fn read(&self) -> BTreeMap<Series, Vec<u64>> {
-        // The rows are cloned first: summing and sorting 2,000 of them must not hold up a worker that needs the lock.
-        let rows: Vec<_> = self.lock().rows.iter().map(|(series, rows)| (series.clone(), rows.clone())).collect();
-        rows.into_iter()
-            .map(|(series, rows)| {
-                let mut sums = vec![0; series.slots()];
-                rows.iter().for_each(|(_, cells)| cells.add_to(&mut sums));
-                (series, sums)
-            })
-            .collect()
+        self.lock().rows.iter().map(|(series, row)| (series.clone(), row.sums(series))).collect()
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {

@@ -230,6 +230,46 @@ fn the_exposition_of_a_full_budget_stays_under_a_mebibyte() {
 }
 
 #[test]
+fn series_of_names_that_left_the_mesh_make_room_and_no_count_is_lost() {
+    let scene = scene(TelemetrySettings { series_budget: 400, ..settings(AccessLogMode::Off) });
+    let worker = scene.telemetry.worker();
+    let (gone, stays) = (ends("gone"), ends("stays"));
+    let stream = Ends { protocol: Protocol::Tcp, ..gone.clone() };
+    worker.request(&event(&gone), None);
+    worker.authorization(true, "shop/gone");
+    worker.request(&event(&stays), None);
+    let open = worker.connection_opened(&stream);
+
+    let table = &scene.telemetry.metrics.series;
+    let mut now = std::time::Instant::now();
+    // What has happened since the last sweep counts as happening then.
+    table.sweep(now);
+    let mut later = |event_of: &Ends| {
+        now += Duration::from_secs(301);
+        table.sweep(now);
+        // The workers let go at their next event, the table forgets at its next sweep.
+        worker.request(&event(event_of), None);
+        table.sweep(now);
+    };
+    later(&stays);
+    let text = scene.telemetry.encode();
+    assert!(
+        !text.contains("protocol=\"http1\",tls=\"true\",status=\"200\"} 1") && !text.contains("shop/gone"),
+        "{text}"
+    );
+    assert_eq!(sum(&text, "weft_requests_total"), 2.0, "what is in use stays");
+    assert_eq!(sum(&text, "weft_tcp_open_connections"), 1.0, "an open connection keeps its series, however idle");
+    open.add_sent(5);
+    drop(open);
+    assert_eq!(sum(&scene.telemetry.encode(), "weft_tcp_bytes_total"), 5.0);
+    later(&stays);
+    later(&stays);
+    assert_eq!(sum(&scene.telemetry.encode(), "weft_tcp_connections_total"), 0.0);
+    worker.request(&event(&gone), None);
+    assert_eq!(sum(&scene.telemetry.encode(), "weft_requests_total"), 5.0, "it may come back and starts anew");
+}
+
+#[test]
 fn a_label_is_bounded_and_escaped() {
     let scene = scene(settings(AccessLogMode::Off));
     let worker = scene.telemetry.worker();

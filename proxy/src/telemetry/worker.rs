@@ -38,6 +38,8 @@ type Answer = (Status, Option<u16>);
 struct Worker {
     shared: Arc<Telemetry>,
     id: u32,
+    /// Of the series table, when the tables below were last emptied.
+    epoch: Cell<u64>,
     overhead: [Arc<Cells>; 2],
     ends: RefCell<HashMap<Ends, Rc<EndsCells>>>,
     authorization: RefCell<Table<(bool, Arc<str>)>>,
@@ -87,6 +89,7 @@ impl WorkerTelemetry {
         Self(Rc::new(Worker {
             shared,
             id,
+            epoch: Cell::new(0),
             overhead,
             ends: RefCell::default(),
             authorization: RefCell::default(),
@@ -104,7 +107,7 @@ impl WorkerTelemetry {
 
     /// Counts a finished request, logs it if the mode says so, and finishes its span.
     pub fn request(&self, event: &RequestEvent<'_>, span: Option<ActiveSpan>) {
-        let worker = &*self.0;
+        let worker = self.0.current();
         let ends = worker.ends(event.ends);
         let slow = ends.count(worker, event);
         if let Some(overhead) = event.overhead {
@@ -118,8 +121,9 @@ impl WorkerTelemetry {
 
     /// Counts a byte stream as open until the returned value is finished or dropped.
     pub fn connection_opened(&self, ends: &Ends) -> OpenConnection {
-        let known = self.0.ends(ends);
-        let cells = known.tcp.get_or_init(|| self.0.cells(Series::Tcp(known.labels.clone()))).clone();
+        let worker = self.0.current();
+        let known = worker.ends(ends);
+        let cells = known.tcp.get_or_init(|| worker.cells(Series::Tcp(known.labels.clone()))).clone();
         cells.add(tcp::OPENED, 1);
         OpenConnection {
             worker: self.clone(),
@@ -133,7 +137,7 @@ impl WorkerTelemetry {
 
     /// Counts and logs a connection that was refused before it had ends.
     pub fn refused(&self, refusal: &Refusal<'_>) {
-        let worker = &*self.0;
+        let worker = self.0.current();
         let key = (refusal.direction, refusal.reason);
         let mut refused = worker.refused.borrow_mut();
         refused
@@ -149,7 +153,7 @@ impl WorkerTelemetry {
 
     /// Counts a decision of authorization; `policy` is `namespace/name` or the word for the namespace's default.
     pub fn authorization(&self, allowed: bool, policy: &str) {
-        let worker = &*self.0;
+        let worker = self.0.current();
         let mut table = worker.authorization.borrow_mut();
         if let Some(cells) = table.get(&PolicyKey(allowed, policy)) {
             return cells.add(0, 1);
@@ -162,7 +166,7 @@ impl WorkerTelemetry {
 
     /// Counts a decision of a rate limit.
     pub fn rate_limit(&self, limited: bool, policy: &str, limit: &str) {
-        let worker = &*self.0;
+        let worker = self.0.current();
         let mut table = worker.rate_limit.borrow_mut();
         if let Some(cells) = table.get(&LimitKey(limited, policy, limit)) {
             return cells.add(0, 1);
@@ -183,6 +187,18 @@ fn remember<K: Eq + std::hash::Hash, V>(table: &mut HashMap<K, V>, key: K, value
 }
 
 impl Worker {
+    /// Itself, without what the series table has asked to let go of.
+    fn current(&self) -> &Self {
+        let epoch = self.shared.metrics.series.epoch();
+        if self.epoch.replace(epoch) != epoch {
+            self.ends.borrow_mut().clear();
+            self.authorization.borrow_mut().clear();
+            self.rate_limit.borrow_mut().clear();
+            self.refused.borrow_mut().clear();
+        }
+        self
+    }
+
     fn cells(&self, series: Series) -> Arc<Cells> {
         self.shared.metrics.series.cells(self.id, series)
     }
