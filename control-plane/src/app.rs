@@ -1,5 +1,6 @@
 //! Wiring only: opens the state, starts source, publisher, certificate authority and servers, and stops them again.
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -16,6 +17,7 @@ use weft_api::wire::proto::discovery_server::DiscoveryServer;
 use weft_certs::{CertificateAuthority, TrustBundle};
 
 use crate::admin::{self, Admin};
+use crate::audit::{self, Audit, AuditError, Entry};
 use crate::ca::sign::{Lifetimes, SignService};
 use crate::ca::store::{self, Store};
 use crate::ca::{own, reload};
@@ -97,6 +99,15 @@ pub fn create_token(args: &TokenCreateArgs) -> anyhow::Result<String> {
     Ok(key.create(&args.namespace, &args.service_account, ttl, SystemTime::now())?)
 }
 
+/// Checks the audit log under the state of a control plane, which may be running. Returns one line that says what was found.
+///
+/// # Errors
+/// The first line that is missing or altered.
+pub fn verify_audit(state: &Path) -> anyhow::Result<String> {
+    let (from, last) = audit::verify(Store::open(state)?.directory())?;
+    Ok(format!("lines {from} to {} are whole; the last hash is {}", last.number, last.hash))
+}
+
 /// Starts a control plane. It runs until [`Running::stop`] or until it is dropped.
 ///
 /// # Errors
@@ -107,6 +118,8 @@ pub async fn start(settings: Settings) -> anyhow::Result<Running> {
     let store = Store::open_or_create(&settings.state)?;
     let tokens = store.token_key(&settings.trust_domain)?;
     let authority = load_authority(&settings, &store)?;
+    let audit = open_audit(&store, &metrics).await?;
+    audit.record(&Entry::Started { trust_domain: settings.trust_domain.as_str() });
     let listener = bind(settings.listen, "--listen").await?;
     let admin_listener = bind(settings.admin_listen, "--admin-listen").await?;
     let running = (listener.local_addr()?, admin_listener.local_addr()?);
@@ -125,7 +138,8 @@ pub async fn start(settings: Settings) -> anyhow::Result<Running> {
         tasks.spawn(done(reload::follow(files, settings.trust_domain.clone(), authority, stop.clone())));
     }
 
-    let publisher = Arc::new(Publisher::new(Model::new(settings.trust_domain.clone()), metrics.clone(), now));
+    let publisher =
+        Arc::new(Publisher::new(Model::new(settings.trust_domain.clone()), Arc::clone(&audit), metrics.clone(), now));
     let mut source = DirectorySource::start(settings.resources, settings.denied_identities)?;
     // So that who comes first is not sent away; a file system that hangs is no reason not to issue certificates.
     if let Ok(first) = tokio::time::timeout(FIRST_READ_TIMEOUT, source.next()).await {
@@ -134,10 +148,12 @@ pub async fn start(settings: Settings) -> anyhow::Result<Running> {
     tasks.spawn(follow_source(source, Arc::clone(&publisher), stop.clone()));
 
     let lifetimes = Lifetimes { shortest: settings.shortest_lifetime, longest: settings.certificate_lifetime };
-    let sign = SignService::new(authorities, tokens, lifetimes, Arc::clone(&publisher), metrics.clone());
+    let sign =
+        SignService::new(authorities, tokens, lifetimes, Arc::clone(&publisher), Arc::clone(&audit), metrics.clone());
     let discovery = DiscoveryService {
         publisher: Arc::clone(&publisher),
         bundle: bundles,
+        audit,
         metrics: metrics.clone(),
         stop: stop.clone(),
     };
@@ -210,6 +226,20 @@ fn load_authority(settings: &Settings, store: &Store) -> anyhow::Result<Certific
         );
     }
     Ok(authority)
+}
+
+/// Opens the audit log; it waits for another process to let go of it, so not on a thread of the runtime.
+async fn open_audit(store: &Store, metrics: &Metrics) -> anyhow::Result<Arc<Audit>> {
+    let (directory, counted) = (store.directory().to_owned(), metrics.clone());
+    match tokio::task::spawn_blocking(move || Audit::open(&directory, counted)).await? {
+        Ok(audit) => Ok(Arc::new(audit)),
+        Err(AuditError::Io { path, source }) => {
+            tracing::error!(path = %path.display(), fault = %source, "cannot write the audit log; going on without it");
+            metrics.audit_failures.inc();
+            Ok(Arc::new(Audit::unwritten(metrics.clone())))
+        }
+        Err(fault) => Err(fault.into()),
+    }
 }
 
 /// Tells files and metrics of a signing certificate.

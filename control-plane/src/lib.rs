@@ -9,6 +9,7 @@
 
 pub mod admin;
 pub mod app;
+pub mod audit;
 pub mod ca;
 pub mod compile;
 pub mod config;
@@ -19,5 +20,5 @@ pub mod publish;
 pub mod server;
 pub mod source;
 
-pub use app::{Running, create_token, main, run, start};
+pub use app::{Running, create_token, main, run, start, verify_audit};
 pub use config::{Args, LogFormat, Settings, SettingsError, TokenCreateArgs};

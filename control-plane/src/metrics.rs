@@ -26,6 +26,8 @@ pub struct Metrics {
     pub trust_anchor_expiry: Gauge<f64, AtomicU64>,
     /// Resources in force.
     pub resources: Gauge,
+    /// Lines that could not be written to the audit log.
+    pub audit_failures: Counter,
     /// Identities that are refused everywhere.
     pub denied_identities: Gauge,
 }
@@ -55,6 +57,11 @@ pub enum SignResult {
     error,
 }
 
+impl SignResult {
+    const ALL: [Self; 6] =
+        [Self::issued, Self::unauthenticated, Self::denied, Self::limited, Self::invalid, Self::error];
+}
+
 impl Metrics {
     /// Counts one request for a certificate.
     pub fn signed(&self, result: SignResult) {
@@ -63,9 +70,18 @@ impl Metrics {
 
     /// A registry with every metric in it.
     pub fn registry(&self) -> Registry {
+        // So that a rate can be taken from the first one on.
+        for result in SignResult::ALL {
+            drop(self.certificates.get_or_create(&SignLabels { result }));
+        }
         let mut registry = Registry::with_prefix("weft");
         registry.register("config_errors", "Faults in the resources that are not mended", self.config_errors.clone());
         registry.register("resources", "Resources in force", self.resources.clone());
+        registry.register(
+            "audit_failures",
+            "Lines that could not be written to the audit log",
+            self.audit_failures.clone(),
+        );
         registry.register("denied_identities", "Identities refused everywhere", self.denied_identities.clone());
         registry.register(
             "certificates_issued",

@@ -14,10 +14,11 @@ use weft_api::resource::NamespacedName;
 use weft_api::workload::WorkloadConfig;
 use weft_certs::{Peer, SpiffeId};
 
+use crate::audit::{Audit, Entry};
 use crate::compile::{self, Shared};
 use crate::metrics::Metrics;
 use crate::model::Model;
-use crate::source::{Batch, ConfigError};
+use crate::source::{Batch, ConfigError, Event, ResourceKey};
 
 /// Streams that one workload may have open: the sidecar's, and those that it lost without our knowing yet.
 const STREAMS_OF_A_WORKLOAD: usize = 8;
@@ -28,6 +29,7 @@ const LONGEST_ERROR: usize = 1024;
 #[derive(Debug)]
 pub struct Publisher {
     state: Mutex<State>,
+    audit: Arc<Audit>,
     metrics: Metrics,
 }
 
@@ -128,7 +130,7 @@ pub struct Subscription {
 
 impl Publisher {
     /// Publishes `model`, which sidecars are told once a batch says that it is complete.
-    pub fn new(model: Model, metrics: Metrics, now: SystemTime) -> Self {
+    pub fn new(model: Model, audit: Arc<Audit>, metrics: Metrics, now: SystemTime) -> Self {
         let version =
             now.duration_since(UNIX_EPOCH).map_or(1, |since| since.as_millis().try_into().unwrap_or(u64::MAX / 2));
         let state = State {
@@ -140,13 +142,14 @@ impl Publisher {
             errors: Vec::new(),
             complete: false,
         };
-        Self { state: Mutex::new(state), metrics }
+        Self { state: Mutex::new(state), audit, metrics }
     }
 
     /// Takes in what a source found.
     pub fn apply(&self, batch: Batch) {
         let mut state = self.lock();
         for event in batch.events {
+            self.write_down(&event);
             state.model.apply(event);
         }
         self.metrics.config_errors.set(count(batch.errors.len()));
@@ -255,6 +258,22 @@ impl Publisher {
             }
         };
         state.model.workload_names().map(row).collect()
+    }
+
+    fn write_down(&self, event: &Event) {
+        match event {
+            Event::Applied(resource) => {
+                let resource = ResourceKey::of(resource).map(|key| key.to_string()).unwrap_or_default();
+                self.audit.record(&Entry::ResourceApplied { resource: &resource });
+            }
+            Event::Removed(key) => {
+                self.audit.record(&Entry::ResourceRemoved { resource: &key.to_string() });
+            }
+            Event::DeniedIdentities(ids) => {
+                let ids: Vec<String> = ids.iter().map(ToString::to_string).collect();
+                self.audit.record(&Entry::IdentitiesDenied { ids: &ids });
+            }
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

@@ -13,6 +13,7 @@ use tonic::{Request, Response, Status, Streaming};
 use weft_api::wire::{self, SidecarMessage, WireError, proto};
 use weft_certs::{Peer, SpiffeId, TrustBundle};
 
+use crate::audit::{Audit, Entry};
 use crate::listener::ConnectionInfo;
 use crate::metrics::Metrics;
 use crate::publish::{Published, Publisher, Refused, Subscription, Versioned};
@@ -32,10 +33,22 @@ pub struct DiscoveryService {
     pub publisher: Arc<Publisher>,
     /// The roots that sidecars are to trust.
     pub bundle: watch::Receiver<Arc<TrustBundle>>,
+    /// Where refusals are written down.
+    pub audit: Arc<Audit>,
     /// What is counted.
     pub metrics: Metrics,
     /// Ends all streams.
     pub stop: CancellationToken,
+}
+
+impl DiscoveryService {
+    fn refused(&self, peer: &Peer, workload: &str, remote: &str, refused: &Refused) {
+        let (id, reason) = (peer.id.as_str(), refused.to_string());
+        let reason = reason.as_str();
+        if self.audit.record(&Entry::StreamRefused { id, workload, remote, reason }) {
+            tracing::warn!(id, workload, remote, reason, "refused a configuration stream");
+        }
+    }
 }
 
 type Updates = mpsc::Sender<Result<proto::Update, Status>>;
@@ -48,14 +61,16 @@ impl proto::discovery_server::Discovery for DiscoveryService {
         &self,
         request: Request<Streaming<proto::SidecarMessage>>,
     ) -> Result<Response<Self::StreamStream>, Status> {
-        let peer = request.extensions().get::<ConnectionInfo>().and_then(|info| info.peer.clone());
+        let info = request.extensions().get::<ConnectionInfo>();
+        let remote = info.map(|info| info.remote.to_string()).unwrap_or_default();
+        let peer = info.and_then(|info| info.peer.clone());
         let peer = peer.filter(|peer| peer.not_after > SystemTime::now()).ok_or_else(|| {
             Status::unauthenticated("present a valid client certificate; get one by CertificateAuthority.Sign")
         })?;
         let mut messages = request.into_inner();
         let (workload, version) = first_message(&mut messages).await?;
         let subscription = self.publisher.subscribe(&workload, &peer).map_err(|refused| {
-            tracing::warn!(id = %peer.id, workload, reason = %refused, "refused a configuration stream");
+            self.refused(&peer, &workload, &remote, &refused);
             status(&refused)
         })?;
         tracing::info!(id = %peer.id, workload = %subscription.workload(), sidecar = %version.escape_debug(), "a sidecar listens");

@@ -174,18 +174,18 @@ fn a_given_issuer_must_be_a_pair_and_its_key_private() {
     let (one, other) = (make(), make());
     let given = || given_authority(&files, &domain(), SystemTime::now());
     fs::write(&certificates, one.certificates_pem()).expect("written");
-    let missing = given().err().expect("no key").to_string();
+    let missing = given().expect_err("no key").to_string();
     assert!(missing.contains("tls.key") && missing.contains("--issuer-key"), "{missing}");
 
     fs::write(&key, one.key_pem()).expect("written");
     fs::set_permissions(&key, fs::Permissions::from_mode(0o644)).expect("changed");
-    let readable = given().err().expect("readable by others").to_string();
+    let readable = given().expect_err("readable by others").to_string();
     assert!(readable.contains("chmod 600"), "{readable}");
 
     fs::set_permissions(&key, fs::Permissions::from_mode(0o600)).expect("changed");
     assert_eq!(given().expect("loaded").trust_bundle(), one.trust_bundle());
 
     fs::write(&key, other.key_pem()).expect("written");
-    let mismatch = given().err().expect("no pair").to_string();
+    let mismatch = given().expect_err("no pair").to_string();
     assert!(mismatch.contains("tls.crt") && mismatch.contains("tls.key"), "{mismatch}");
 }

@@ -10,11 +10,12 @@ use rustls::pki_types::CertificateDer;
 use tokio::sync::watch;
 use tonic::{Request, Response, Status};
 use weft_api::wire::{self, SignRequest, proto};
-use weft_certs::CertificateAuthority;
+use weft_certs::{CertificateAuthority, Peer, SpiffeId};
 
-use super::caller::{Caller, identify};
+use super::caller::{Caller, Unproven, identify};
 use super::limit::SignLimit;
 use super::token::TokenKey;
+use crate::audit::{self, Audit, Entry};
 use crate::listener::ConnectionInfo;
 use crate::metrics::{Metrics, SignResult};
 use crate::publish::Publisher;
@@ -42,6 +43,7 @@ pub struct SignService {
     lifetimes: Lifetimes,
     limit: Mutex<SignLimit>,
     publisher: Arc<Publisher>,
+    audit: Arc<Audit>,
     metrics: Metrics,
 }
 
@@ -52,86 +54,139 @@ impl SignService {
         tokens: TokenKey,
         lifetimes: Lifetimes,
         publisher: Arc<Publisher>,
+        audit: Arc<Audit>,
         metrics: Metrics,
     ) -> Self {
         let limit = Mutex::new(SignLimit::new(lifetimes.longest));
-        Self { authority, tokens, lifetimes, limit, publisher, metrics }
+        Self { authority, tokens, lifetimes, limit, publisher, audit, metrics }
     }
 
-    fn admit(&self, caller: &Caller) -> Result<(), (SignResult, Status)> {
-        let id = &caller.id;
-        if self.publisher.is_denied(id) {
-            tracing::warn!(%id, proof = %caller.proof, "refused a certificate: the identity is denied");
-            return Err((SignResult::denied, Status::permission_denied("this identity is denied")));
-        }
-        let replicas = self.publisher.replicas(id);
-        let taken = self.limit.lock().unwrap_or_else(PoisonError::into_inner).take(id, replicas, Instant::now());
-        taken.map_err(|wait| {
-            tracing::warn!(%id, proof = %caller.proof, ?wait, "refused a certificate: the identity asks too often");
-            let wait = wait.as_secs().saturating_add(1);
-            (
-                SignResult::limited,
-                Status::resource_exhausted(format!("too many requests of this identity; wait {wait}s")),
-            )
-        })
-    }
-
-    fn issue(
+    fn answer(
         &self,
-        caller: &Caller,
-        request: &SignRequest,
-        now: SystemTime,
-    ) -> Result<proto::SignResponse, (SignResult, Status)> {
-        let authority = Arc::clone(&self.authority.borrow());
+        asked: &Asked<'_>,
+        request: Request<proto::SignRequest>,
+    ) -> Result<proto::SignResponse, NotIssued> {
+        let caller = identify(asked.peer, request.metadata(), &self.tokens, asked.now)?;
+        self.admit(&caller)?;
+        let refused = |because| NotIssued { id: Some(caller.id.clone()), because };
+        let request = wire::decode_sign_request(request.into_inner())
+            .map_err(|fault| refused(Because::Invalid(fault.to_string())))?;
+        self.issue(&caller, &request, asked).map_err(refused)
+    }
+
+    fn admit(&self, caller: &Caller) -> Result<(), NotIssued> {
+        let refused = |because| NotIssued { id: Some(caller.id.clone()), because };
+        if self.publisher.is_denied(&caller.id) {
+            return Err(refused(Because::Denied));
+        }
+        let replicas = self.publisher.replicas(&caller.id);
+        let mut limit = self.limit.lock().unwrap_or_else(PoisonError::into_inner);
+        limit.take(&caller.id, replicas, Instant::now()).map_err(|wait| refused(Because::TooOften(wait)))
+    }
+
+    fn issue(&self, caller: &Caller, request: &SignRequest, asked: &Asked<'_>) -> Result<proto::SignResponse, Because> {
+        let (authority, now) = (Arc::clone(&self.authority.borrow()), asked.now);
         let lifetime = self.lifetimes.grant(request.lifetime);
         if authority.not_after() <= now {
-            tracing::error!("no certificate can be issued: the signing certificate has expired; renew it");
-            return Err((SignResult::error, Status::unavailable("the control plane cannot sign; its log says why")));
+            return Err(Because::IssuerExpired);
         }
         // What is left that can fail is the request itself.
-        let chain = authority.sign(&request.certificate_request, &caller.id, lifetime, now).map_err(|fault| {
-            tracing::warn!(id = %caller.id, proof = %caller.proof, %fault, "refused a certificate: the request is not acceptable");
-            (SignResult::invalid, Status::invalid_argument(fault.to_string()))
-        })?;
-        let expires = time::OffsetDateTime::from(authority.not_after().min(now + lifetime));
-        tracing::info!(
-            id = %caller.id, proof = %caller.proof, %expires, sha256 = fingerprint(&chain), "issued a certificate"
-        );
+        let chain = authority
+            .sign(&request.certificate_request, &caller.id, lifetime, now)
+            .map_err(|fault| Because::Invalid(fault.to_string()))?;
+        let issued = Entry::CertificateIssued {
+            id: caller.id.as_str(),
+            proof: &caller.proof.to_string(),
+            remote: &asked.remote,
+            expires: &audit::timestamp(authority.not_after().min(now + lifetime)),
+            sha256: &fingerprint(&chain),
+        };
+        self.audit.record(&issued);
+        if let Entry::CertificateIssued { id, proof, remote, expires, sha256 } = issued {
+            tracing::info!(id, proof, remote, expires, sha256, "issued a certificate");
+        }
         Ok(wire::encode_sign_response(&chain, &authority.trust_bundle()))
+    }
+
+    fn refuse(&self, asked: &Asked<'_>, refused: &NotIssued) -> Status {
+        let (id, reason) = (refused.id.as_ref().map(SpiffeId::as_str), refused.because.to_string());
+        let recorded = self.audit.record(&Entry::CertificateRefused { id, remote: &asked.remote, reason: &reason });
+        if recorded {
+            tracing::warn!(id, remote = asked.remote, reason, "refused a certificate");
+        }
+        let (result, status) = refused.because.told();
+        self.metrics.signed(result);
+        status
+    }
+}
+
+/// Who asks from where, and when.
+struct Asked<'a> {
+    peer: Option<&'a Peer>,
+    remote: String,
+    now: SystemTime,
+}
+
+/// No certificate, and for whom.
+struct NotIssued {
+    id: Option<SpiffeId>,
+    because: Because,
+}
+
+/// Why there is no certificate: for the log.
+#[derive(Debug, thiserror::Error)]
+enum Because {
+    #[error("the caller proved no identity: {0}")]
+    Unproven(Unproven),
+    #[error("the identity is denied")]
+    Denied,
+    #[error("the identity asks too often; it may again in {}s", .0.as_secs() + 1)]
+    TooOften(Duration),
+    #[error("the request is not acceptable: {0}")]
+    Invalid(String),
+    #[error("the signing certificate has expired; renew it")]
+    IssuerExpired,
+}
+
+impl Because {
+    /// What is counted, and what the caller is told.
+    fn told(&self) -> (SignResult, Status) {
+        match self {
+            Self::Unproven(_) => (
+                SignResult::unauthenticated,
+                Status::unauthenticated("no valid join token or client certificate; the control plane's log says why"),
+            ),
+            Self::Denied => (SignResult::denied, Status::permission_denied(self.to_string())),
+            Self::TooOften(_) => (SignResult::limited, Status::resource_exhausted(self.to_string())),
+            Self::Invalid(_) => (SignResult::invalid, Status::invalid_argument(self.to_string())),
+            Self::IssuerExpired => {
+                (SignResult::error, Status::unavailable("the control plane cannot sign; its log says why"))
+            }
+        }
+    }
+}
+
+impl From<Unproven> for NotIssued {
+    fn from(unproven: Unproven) -> Self {
+        Self { id: None, because: Because::Unproven(unproven) }
     }
 }
 
 #[tonic::async_trait]
 impl proto::certificate_authority_server::CertificateAuthority for SignService {
     async fn sign(&self, request: Request<proto::SignRequest>) -> Result<Response<proto::SignResponse>, Status> {
-        let now = SystemTime::now();
         let info = request.extensions().get::<ConnectionInfo>().cloned();
-        let peer = info.as_ref().and_then(|info| info.peer.as_ref());
-        let remote = info.as_ref().map(|info| info.remote.to_string()).unwrap_or_default();
-        let caller = identify(peer, request.metadata(), &self.tokens, now);
-        let answer = caller
-            .map_err(|reason| {
-                tracing::warn!(remote, %reason, "refused a certificate: the caller proved no identity");
-                let status = Status::unauthenticated(
-                    "no valid join token or client certificate; the control plane's log says why",
-                );
-                (SignResult::unauthenticated, status)
-            })
-            .and_then(|caller| {
-                self.admit(&caller)?;
-                let request = wire::decode_sign_request(request.into_inner())
-                    .map_err(|fault| (SignResult::invalid, Status::invalid_argument(fault.to_string())))?;
-                self.issue(&caller, &request, now)
-            });
-        match answer {
+        let asked = Asked {
+            peer: info.as_ref().and_then(|info| info.peer.as_ref()),
+            remote: info.as_ref().map(|info| info.remote.to_string()).unwrap_or_default(),
+            now: SystemTime::now(),
+        };
+        match self.answer(&asked, request) {
             Ok(response) => {
                 self.metrics.signed(SignResult::issued);
                 Ok(Response::new(response))
             }
-            Err((result, status)) => {
-                self.metrics.signed(result);
-                Err(status)
-            }
+            Err(refused) => Err(self.refuse(&asked, &refused)),
         }
     }
 }
