@@ -45,7 +45,7 @@ fn telemetry_settings(settings: &Settings) -> TelemetrySettings {
         otlp: args
             .otlp_endpoint
             .clone()
-            .map(|endpoint| OtlpSettings { endpoint, sampling_ratio: args.trace_ratio }),
+            .map(|endpoint| OtlpSettings { endpoint, sampling_ratio: args.trace_ratio, mark: args.proxy_mark }),
     }
 }
 

@@ -8,6 +8,10 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, UdpSocket};
 use weft_loadtests::lab::{self, Lab, Pod, PodSpec, Program, Task, testing};
 use weft_proxy::redirect::{self, Counter, ProxyTraffic, Rules};
+use weft_proxy::telemetry::{
+    AccessLogMode, DEFAULT_SERIES_BUDGET, Direction, Ends, Kind, LineSink, OtlpSettings, Outcome, Party, Protocol,
+    RequestEvent, Telemetry, TelemetrySettings,
+};
 
 /// Longer than anything takes here, also on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -31,6 +35,7 @@ fn main() {
         ("connections_that_leave_reach_the_sidecar_with_their_destination", leaving_connections_are_captured),
         ("connections_that_enter_reach_the_sidecar_with_their_destination", entering_connections_are_captured),
         ("the_proxys_own_connections_pass", the_proxys_own_connections_pass),
+        ("spans_leave_as_the_proxys_own_and_not_through_it", spans_leave_as_the_proxys_own),
         ("loopback_passes", loopback_passes),
         ("skipped_ports_and_subnets_pass_and_are_counted", skipped_ports_and_subnets_pass_and_are_counted),
         ("udp_passes_and_is_counted", udp_passes_and_is_counted),
@@ -165,6 +170,53 @@ fn the_proxys_own_connections_pass() -> Result<()> {
         ensure!(answer(&scene.pod, to, Some(MARK + 1))? == format!("outbound {to}"), "another mark is nobody's");
     }
     ensure!(counted(&scene.pod, "outbound", "proxy mark")? == 2);
+    Ok(())
+}
+
+fn spans_leave_as_the_proxys_own() -> Result<()> {
+    let scene = scene(rules())?;
+    let collector = SocketAddr::new(scene.elsewhere.addresses()[0], 8080);
+    let party = || Party::new("orders", "shop");
+    let settings = TelemetrySettings {
+        workload: party(),
+        series_budget: DEFAULT_SERIES_BUDGET,
+        access_log: AccessLogMode::Off,
+        otlp: Some(OtlpSettings { endpoint: format!("http://{collector}"), sampling_ratio: 1.0, mark: Some(MARK) }),
+    };
+    scene.pod.run(move || async move {
+        let (lines, _guard) = LineSink::new(std::io::sink());
+        let telemetry = Telemetry::new(settings, lines)?;
+        let worker = telemetry.worker();
+        let ends = Ends {
+            direction: Direction::Outbound,
+            source: party(),
+            destination: party(),
+            protocol: Protocol::Http1,
+            tls: true,
+        };
+        let event = RequestEvent {
+            ends: &ends,
+            method: "GET",
+            path: "/",
+            host: "users",
+            status: 200,
+            grpc_status: None,
+            duration: Duration::from_millis(1),
+            overhead: None,
+            request_bytes: 0,
+            response_bytes: 0,
+            outcome: Outcome::Forwarded,
+            peer_identity: None,
+            peer_address: None,
+        };
+        worker.request(&event, worker.start_span(Kind::Client, &http::HeaderMap::new()));
+        // What answers is no collector: that it was reached is enough.
+        drop(worker);
+        telemetry.flush(PATIENCE).await;
+        anyhow::Ok(())
+    })??;
+    ensure!(counted(&scene.pod, "outbound", "proxy mark")? > 0, "{:?}", counters(&scene.pod)?);
+    ensure!(counted(&scene.pod, "outbound", "redirect")? == 0, "{:?}", counters(&scene.pod)?);
     Ok(())
 }
 

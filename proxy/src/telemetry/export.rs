@@ -2,17 +2,22 @@
 //!
 //! Workers put spans into a bounded queue without waking anybody; one thread empties it five times a second. A collector
 //! that is slow, hangs or is away costs spans (counted), never a worker's time and never more memory than the queue.
+use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
 
 use http::HeaderValue;
+use hyper_util::rt::TokioIo;
 use opentelemetry::trace::{SpanContext, SpanId, SpanKind, Status, TraceFlags, TraceId, TraceState};
 use opentelemetry::{InstrumentationScope, KeyValue};
-use opentelemetry_otlp::{SpanExporter, WithExportConfig};
+use opentelemetry_otlp::{SpanExporter, WithExportConfig, WithTonicConfig};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::trace::{SpanData, SpanEvents, SpanExporter as _, SpanLinks};
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::{mpsc, oneshot};
+use tonic::transport::Channel;
 
 use super::TelemetryError;
 use super::event::{Direction, Outcome, Party, Protocol, RequestEvent, TraceIds};
@@ -38,6 +43,9 @@ pub struct OtlpSettings {
     pub endpoint: String,
     /// Share of traces that start here and are sampled, 0 to 1; a caller's decision goes before it.
     pub sampling_ratio: f64,
+    /// Mark of the sockets to the collector, where the redirect rules tell the proxy by mark: without it the export
+    /// would itself pass through the sidecar and make spans for ever.
+    pub mark: Option<u32>,
 }
 
 /// A finished span, borrowed from the request that ends.
@@ -65,15 +73,14 @@ pub(super) fn start(
     workload: &Party,
     metrics: Arc<Metrics>,
 ) -> Result<Exporter, TelemetryError> {
-    let endpoint = settings.endpoint.clone();
     let wrong = |fault: String| TelemetryError::Endpoint { endpoint: settings.endpoint.clone(), fault };
-    let uri: http::Uri = endpoint.parse().map_err(|fault: http::uri::InvalidUri| wrong(fault.to_string()))?;
+    let uri: http::Uri = settings.endpoint.parse().map_err(|fault: http::uri::InvalidUri| wrong(fault.to_string()))?;
     match uri.scheme_str() {
         Some("http") if uri.authority().is_some() => {}
         Some("https") => return Err(wrong("TLS to the collector is not supported".into())),
         _ => return Err(wrong("not an http address".into())),
     }
-    let resource = resource(workload);
+    let (resource, mark) = (resource(workload), settings.mark);
     let (spans, queue) = mpsc::channel(QUEUED_SPANS);
     let (flush, flushes) = mpsc::channel(1);
     let (built, outcome) = std::sync::mpsc::channel();
@@ -84,9 +91,8 @@ pub(super) fn start(
             Err(fault) => return drop(built.send(Err(fault.to_string()))),
         };
         runtime.block_on(async move {
-            let exporter =
-                SpanExporter::builder().with_tonic().with_endpoint(endpoint).with_timeout(EXPORT_TIMEOUT).build();
-            let mut exporter = match exporter {
+            let builder = SpanExporter::builder().with_tonic().with_timeout(EXPORT_TIMEOUT);
+            let mut exporter = match builder.with_channel(channel(uri, mark)).build() {
                 Ok(exporter) => exporter,
                 Err(fault) => return drop(built.send(Err(fault.to_string()))),
             };
@@ -97,6 +103,32 @@ pub(super) fn start(
     })?;
     outcome.recv().unwrap_or_else(|_| Err("the exporting thread ended".into())).map_err(wrong)?;
     Ok(Exporter { spans, flush, metrics })
+}
+
+/// A channel that connects when first used, and again whenever it must.
+fn channel(uri: http::Uri, mark: Option<u32>) -> Channel {
+    let connector = tower::service_fn(move |uri: http::Uri| async move {
+        let host = uri.host().unwrap_or_default().trim_start_matches('[').trim_end_matches(']').to_owned();
+        let mut last = io::Error::new(io::ErrorKind::NotFound, "the collector's name has no address");
+        for address in tokio::net::lookup_host((host, uri.port_u16().unwrap_or(80))).await? {
+            match connect(address, mark).await {
+                Ok(stream) => return Ok(TokioIo::new(stream)),
+                Err(fault) => last = fault,
+            }
+        }
+        Err::<TokioIo<TcpStream>, io::Error>(last)
+    });
+    Channel::builder(uri).connect_timeout(EXPORT_TIMEOUT).timeout(EXPORT_TIMEOUT).connect_with_connector_lazy(connector)
+}
+
+async fn connect(address: SocketAddr, mark: Option<u32>) -> io::Result<TcpStream> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    if let Some(mark) = mark {
+        socket2::SockRef::from(&socket).set_mark(mark)?;
+    }
+    let stream = socket.connect(address).await?;
+    stream.set_nodelay(true)?;
+    Ok(stream)
 }
 
 async fn run(

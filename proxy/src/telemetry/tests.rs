@@ -437,7 +437,7 @@ fn settings_that_cannot_work_say_what_to_write() {
         ("http://collector:4317", 1.5, "between 0 and 1"),
         ("http://collector:4317", f64::NAN, "between 0 and 1"),
     ] {
-        let otlp = Some(OtlpSettings { endpoint: endpoint.into(), sampling_ratio: ratio });
+        let otlp = Some(OtlpSettings { endpoint: endpoint.into(), sampling_ratio: ratio, mark: None });
         let (lines, _guard) = LineSink::new(std::io::sink());
         let settings = TelemetrySettings { otlp, ..settings(AccessLogMode::Off) };
         let fault = Telemetry::new(settings, lines).expect_err("refused").to_string();

@@ -75,7 +75,7 @@ fn telemetry(collector: SocketAddr, sampling_ratio: f64) -> Arc<Telemetry> {
         workload: Party::new("inventory", "shop"),
         series_budget: DEFAULT_SERIES_BUDGET,
         access_log: AccessLogMode::Off,
-        otlp: Some(OtlpSettings { endpoint: format!("http://{collector}"), sampling_ratio }),
+        otlp: Some(OtlpSettings { endpoint: format!("http://{collector}"), sampling_ratio, mark: None }),
     };
     Telemetry::new(settings, lines).expect("valid settings")
 }
