@@ -129,6 +129,7 @@ pub async fn start(settings: Settings) -> anyhow::Result<Running> {
     let (tls, _) = own::server_config(&authority, &id, settings.certificate_lifetime, now)?;
     let (bundle, bundles) = watch::channel(Arc::new(authority.trust_bundle()));
     announce(&authority, &store, &metrics);
+    let last_good = store.last_good_path();
     let (authority, authorities) = watch::channel(Arc::new(authority));
     let (tls, tls_configs) = watch::channel(tls);
     let renewal = own::renew(authorities.clone(), id, settings.certificate_lifetime, tls, stop.clone());
@@ -140,7 +141,7 @@ pub async fn start(settings: Settings) -> anyhow::Result<Running> {
 
     let publisher =
         Arc::new(Publisher::new(Model::new(settings.trust_domain.clone()), Arc::clone(&audit), metrics.clone(), now));
-    let mut source = DirectorySource::start(settings.resources, settings.denied_identities)?;
+    let mut source = DirectorySource::start(settings.resources, settings.denied_identities, Some(last_good))?;
     // So that who comes first is not sent away; a file system that hangs is no reason not to issue certificates.
     if let Ok(first) = tokio::time::timeout(FIRST_READ_TIMEOUT, source.next()).await {
         publisher.apply(first.context(READER_FAILED)?);

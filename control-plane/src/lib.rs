@@ -4,8 +4,8 @@
 //! identity and a certificate request into a certificate.
 //!
 //! When the control plane is away, sidecars go on with what they have; when it comes back, the same keys are on disk and
-//! versions go on upwards. What it cannot read, it does not guess: the last good content stays in force, and after a start
-//! with content that was never good sidecars are told nothing until it is mended.
+//! versions go on upwards. What it cannot read, it does not guess: the last good content stays in force, over a restart too,
+//! and while there is content that was never good after a start, sidecars are told nothing.
 
 pub mod admin;
 pub mod app;
@@ -13,6 +13,7 @@ pub mod audit;
 pub mod ca;
 pub mod compile;
 pub mod config;
+pub mod durable;
 pub mod listener;
 pub mod metrics;
 pub mod model;

@@ -25,7 +25,7 @@ impl Watched {
             write(&directory.path().join("resources").join(name), text);
         }
         fs::create_dir_all(directory.path().join("resources")).expect("made");
-        let source = DirectorySource::start(directory.path().join("resources"), None).expect("started");
+        let source = DirectorySource::start(directory.path().join("resources"), None, None).expect("started");
         let mut watched = Self { directory, source, keys: Vec::new(), latest: Batch::default() };
         watched.next().await;
         watched
@@ -190,7 +190,7 @@ async fn a_volume_of_kubernetes_is_swapped_as_a_whole() {
     write(&root.join("..2026_01/a.yaml"), &policy("one"));
     symlink("..2026_01", root.join("..data")).expect("linked");
     symlink("..data/a.yaml", root.join("a.yaml")).expect("linked");
-    let source = DirectorySource::start(root.clone(), None).expect("started");
+    let source = DirectorySource::start(root.clone(), None, None).expect("started");
     let mut watched = Watched { directory, source, keys: Vec::new(), latest: Batch::default() };
     watched.until(&["AuthorizationPolicy shop/one"], None).await;
 

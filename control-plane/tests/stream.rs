@@ -124,6 +124,25 @@ async fn after_a_start_with_a_broken_file_nothing_is_told_until_it_is_mended() {
 }
 
 #[tokio::test]
+async fn a_file_that_is_broken_over_a_restart_keeps_its_last_good_content() {
+    let mut mesh = orders_and_users().await;
+    mesh.write("policy.yaml", &allow("callers", "orders", "users"));
+    mesh.write("gone.yaml", &allow("gone", "orders", "users"));
+    let (mut sidecar, _) = connect(&mesh, "orders").await;
+    sidecar.until(|config| policies(config) == ["callers", "gone"]).await;
+    mesh.stop().await;
+    mesh.write("policy.yaml", "kind: AuthorizationPolicy");
+    std::fs::remove_file(mesh.resource("gone.yaml")).expect("removed");
+    mesh.start_again().await;
+    let (mut sidecar, config) = connect(&mesh, "orders").await;
+    assert_eq!(policies(&config), ["callers"], "and what was deleted meanwhile is gone");
+    let (_, errors) = mesh.get("/config/errors").await;
+    assert!(errors.contains("policy.yaml"), "{errors}");
+    mesh.write("policy.yaml", &allow("better", "orders", "users"));
+    sidecar.until(|config| policies(config) == ["better"]).await;
+}
+
+#[tokio::test]
 async fn a_draining_workload_is_left_out_until_it_is_back() {
     let mesh = orders_and_users().await;
     let (mut orders, config) = connect(&mesh, "orders").await;

@@ -5,12 +5,13 @@
 //! | `ca.pem` | 0600 | private key and certificate of the self-signed root, in one file so that it is whole or absent |
 //! | `token.key` | 0600 | `weft-token-key-v1 <trust domain> <base64 key>` |
 //! | `trust-bundle.pem` | 0644 | roots, to be given to sidecars |
+//! | `audit.jsonl` | 0600 | see [`crate::audit`] |
+//! | `last-good/` | 0700 | see [`crate::source::last_good`] |
 //!
-//! A file is written beside its place, synced, and then linked or renamed into it: a crash or a full disk leaves the old
-//! file whole. Keys are never replaced and never repaired: a fault in one is an error that names the file and the remedy.
-use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+//! Files are whole or absent (see [`crate::durable`]). Keys are never replaced and never repaired: a fault in one is an error that names the file and the remedy.
+use std::fs::{self, DirBuilder, File};
+use std::io::{self, Read};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -20,6 +21,7 @@ use weft_certs::{CertificateAuthority, TrustDomain};
 
 use super::token::{KEY_LENGTH, TokenKey};
 use crate::config::IssuerFiles;
+use crate::durable;
 
 /// Lifetime of a self-signed root: ten years.
 const ROOT_LIFETIME: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
@@ -99,6 +101,11 @@ impl Store {
         }
         private(directory, &metadata, "700")?;
         Ok(Self { directory: directory.to_owned() })
+    }
+
+    /// Where the last good resources are kept over a restart.
+    pub fn last_good_path(&self) -> PathBuf {
+        self.directory.join("last-good")
     }
 
     /// The directory.
@@ -202,39 +209,14 @@ impl Store {
         if fs::read_to_string(&path).is_ok_and(|present| present == pem) {
             return Ok(());
         }
-        let temporary = self.write_temporary(TRUST_BUNDLE_FILE, pem.as_bytes(), 0o644)?;
-        fs::rename(&temporary.path, &path)
-            .map_err(|source| io_error(&path, "put the trust bundle in place", source))?;
-        self.sync_directory()
+        durable::replace(&self.directory, TRUST_BUNDLE_FILE, pem.as_bytes(), 0o644)
+            .map_err(|source| io_error(&path, "write this file", source))
     }
 
     /// Puts `content` at `name` unless a file is there already.
     fn write_once(&self, name: &str, content: &[u8]) -> Result<(), StoreError> {
-        let temporary = self.write_temporary(name, content, 0o600)?;
-        let path = self.directory.join(name);
-        match fs::hard_link(&temporary.path, &path) {
-            Ok(()) => self.sync_directory(),
-            Err(fault) if fault.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-            Err(source) => Err(io_error(&path, "write this file", source)),
-        }
-    }
-
-    fn write_temporary(&self, name: &str, content: &[u8], mode: u32) -> Result<Temporary, StoreError> {
-        let path = self.directory.join(format!(".{name}.{:016x}", rand::random::<u64>()));
-        let fault = |source| io_error(&path, "write this file", source);
-        let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&path).map_err(fault)?;
-        let temporary = Temporary { path: path.clone() };
-        // The umask may have taken bits away from a file that is meant to be read by others.
-        file.set_permissions(fs::Permissions::from_mode(mode)).map_err(fault)?;
-        file.write_all(content).map_err(fault)?;
-        file.sync_all().map_err(fault)?;
-        Ok(temporary)
-    }
-
-    fn sync_directory(&self) -> Result<(), StoreError> {
-        File::open(&self.directory)
-            .and_then(|directory| directory.sync_all())
-            .map_err(|source| io_error(&self.directory, "sync this directory", source))
+        durable::create(&self.directory, name, content, 0o600)
+            .map_err(|source| io_error(&self.directory.join(name), "write this file", source))
     }
 }
 
@@ -265,18 +247,6 @@ pub fn given_authority(
             ),
         )
     })
-}
-
-/// A file that is removed again unless it was renamed away.
-struct Temporary {
-    path: PathBuf,
-}
-
-impl Drop for Temporary {
-    fn drop(&mut self) {
-        // After a rename there is nothing left to remove.
-        let _ = fs::remove_file(&self.path);
-    }
 }
 
 /// Reads a file that only its owner may read. `None`: there is none.

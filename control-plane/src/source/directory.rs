@@ -17,6 +17,7 @@ use weft_api::resource::{Resource, ResourceError, parse_documents};
 
 use super::denied;
 use super::file::{Fault, Look, SETTLE, WatchedFile};
+use super::last_good::LastGood;
 use super::watch::{Wake, Watch};
 use super::{Batch, ConfigError, Event, ResourceKey};
 
@@ -35,22 +36,23 @@ pub struct DirectorySource {
 }
 
 impl DirectorySource {
-    /// Starts to read `resources`, and the list of denied identities where one is given. The first batch comes at once.
+    /// Starts to read `resources`, and the list of denied identities where one is given. Good texts are kept in `last_good`
+    /// over restarts. The first batch comes at once.
     ///
     /// # Errors
     /// The thread cannot be started.
-    pub fn start(resources: PathBuf, denied: Option<PathBuf>) -> io::Result<Self> {
+    pub fn start(resources: PathBuf, denied: Option<PathBuf>, last_good: Option<PathBuf>) -> io::Result<Self> {
         let (sender, batches) = mpsc::channel(16);
         let stop = Arc::new(AtomicBool::new(false));
         let beside = denied.as_deref().map(denied::directory_of);
         let watched: Vec<(&Path, bool)> =
             std::iter::once((resources.as_path(), true)).chain(beside.as_deref().map(|path| (path, false))).collect();
         let (watch, wake) = Watch::new(&watched);
-        let reader = Reader::new(resources, denied);
         let stopped = Arc::clone(&stop);
-        std::thread::Builder::new()
-            .name("weft-resources".to_owned())
-            .spawn(move || read_until_stopped(reader, watch, &sender, &stopped))?;
+        std::thread::Builder::new().name("weft-resources".to_owned()).spawn(move || {
+            let reader = Reader::new(resources, denied, last_good);
+            read_until_stopped(reader, watch, &sender, &stopped);
+        })?;
         Ok(Self { batches, stop, wake })
     }
 
@@ -89,6 +91,7 @@ fn read_until_stopped(mut reader: Reader, mut watch: Watch, sender: &mpsc::Sende
 struct Reader {
     root: PathBuf,
     files: BTreeMap<PathBuf, WatchedFile<Vec<Resource>>>,
+    last_good: Option<LastGood>,
     denied: Option<denied::DeniedFile>,
     in_force: BTreeMap<ResourceKey, Resource>,
     reported: Vec<ConfigError>,
@@ -97,10 +100,14 @@ struct Reader {
 }
 
 impl Reader {
-    fn new(root: PathBuf, denied: Option<PathBuf>) -> Self {
+    fn new(root: PathBuf, denied: Option<PathBuf>, last_good: Option<PathBuf>) -> Self {
+        let last_good = last_good.map(|directory| LastGood::new(directory, &root));
+        let kept = last_good.iter().flat_map(LastGood::load);
+        let files = kept.filter_map(|(path, text)| Some((path, WatchedFile::with(parse(&text).ok()?)))).collect();
         Self {
             root,
-            files: BTreeMap::new(),
+            files,
+            last_good,
             denied: denied.map(denied::DeniedFile::new),
             in_force: BTreeMap::new(),
             reported: Vec::new(),
@@ -115,13 +122,20 @@ impl Reader {
         let mut again = false;
         for path in &listing.files {
             let file = self.files.entry(path.clone()).or_default();
-            again |= file.look(&self.root.join(path), now, settle, parse, |old, new| loses(old, new)) == Look::Again;
+            match file.look(&self.root.join(path), now, settle, parse, |old, new| loses(old, new)) {
+                Look::Good(text) => self.last_good.iter().for_each(|kept| kept.keep(path, &text)),
+                Look::Again => again = true,
+                Look::Unchanged | Look::Faulty => {}
+            }
         }
         self.files.retain(|path, file| {
             if listing.files.binary_search(path).is_ok() || listing.hides(path) {
                 return true;
             }
             let gone = file.vanished(now, settle);
+            if gone {
+                self.last_good.iter().for_each(|kept| kept.forget(path));
+            }
             again |= !gone;
             !gone
         });

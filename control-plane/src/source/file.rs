@@ -29,12 +29,14 @@ pub struct Fault {
 }
 
 /// What a look at a file found.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Look {
     /// Nothing new.
     Unchanged,
-    /// Other content or other faults.
-    Changed,
+    /// Other faults.
+    Faulty,
+    /// Other content, which is good: its text.
+    Good(String),
     /// Maybe something; look again after [`SETTLE`].
     Again,
 }
@@ -69,6 +71,11 @@ impl<T> Default for WatchedFile<T> {
 }
 
 impl<T> WatchedFile<T> {
+    /// A file that was last seen with this good content.
+    pub fn with(good: T) -> Self {
+        Self { good: Some(good), ..Self::default() }
+    }
+
     /// The last content without fault.
     pub fn good(&self) -> Option<&T> {
         self.good.as_ref()
@@ -100,24 +107,24 @@ impl<T> WatchedFile<T> {
             Err(fault) => {
                 let fault = Some(Fault { line: None, message: fault });
                 self.stamp = None;
-                let look = if self.unreadable == fault { Look::Unchanged } else { Look::Changed };
+                let look = if self.unreadable == fault { Look::Unchanged } else { Look::Faulty };
                 self.unreadable = fault;
                 return look;
             }
         };
-        let readable_again = if self.unreadable.take().is_some() { Look::Changed } else { Look::Unchanged };
+        let readable_again = if self.unreadable.take().is_some() { Look::Faulty } else { Look::Unchanged };
         let hash: Hash = digest::digest(&digest::SHA256, &bytes).as_ref().try_into().expect("SHA-256 has one length");
         if self.hash == Some(hash) {
             self.stamp = Some(stamp);
             self.unsettled = None;
             return readable_again;
         }
-        let parsed = match std::str::from_utf8(&bytes) {
-            Ok(text) => parse(text),
-            Err(fault) => Err(vec![not_utf8(&bytes, fault.valid_up_to())]),
+        let parsed = match String::from_utf8(bytes) {
+            Ok(text) => parse(&text).map(|content| (content, text)),
+            Err(fault) => Err(vec![not_utf8(fault.as_bytes(), fault.utf8_error().valid_up_to())]),
         };
         let doubtful = match (&parsed, &self.good) {
-            (Ok(new), Some(old)) => loses(old, new),
+            (Ok((new, _)), Some(old)) => loses(old, new),
             (Ok(_), None) => false,
             (Err(_), _) => true,
         };
@@ -130,13 +137,16 @@ impl<T> WatchedFile<T> {
         self.stamp = Some(stamp);
         self.hash = Some(hash);
         match parsed {
-            Ok(content) => {
+            Ok((content, text)) => {
                 self.good = Some(content);
                 self.faults = Vec::new();
+                Look::Good(text)
             }
-            Err(faults) => self.faults = faults,
+            Err(faults) => {
+                self.faults = faults;
+                Look::Faulty
+            }
         }
-        Look::Changed
     }
 
     /// The file is not there. True: it has been gone long enough to be forgotten.

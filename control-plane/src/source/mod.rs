@@ -9,6 +9,7 @@ use weft_certs::SpiffeId;
 pub mod denied;
 pub mod directory;
 pub mod file;
+pub mod last_good;
 pub mod watch;
 
 /// What a resource is called: its kind and name. Shown as `Service shop/orders`.

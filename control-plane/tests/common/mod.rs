@@ -69,6 +69,10 @@ impl Mesh {
 
     pub async fn restart(&mut self) {
         self.stop().await;
+        self.start_again().await;
+    }
+
+    pub async fn start_again(&mut self) {
         let running = weft_control_plane::start(settings(self.directory.path())).await.expect("started");
         (self.address, self.admin) = (running.address, running.admin_address);
         self.running = Some(running);
