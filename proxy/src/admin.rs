@@ -160,6 +160,7 @@ impl Admin {
 /// Serves `listener` until dropped; open connections end with it. Needs a tokio runtime with I/O and time.
 pub async fn serve(listener: TcpListener, admin: Arc<Admin>) {
     let mut connections = JoinSet::new();
+    let mut reported = false;
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
@@ -168,12 +169,16 @@ pub async fn serve(listener: TcpListener, admin: Arc<Admin>) {
         let (stream, peer) = match accepted {
             Ok(accepted) => accepted,
             Err(fault) => {
-                // Out of descriptors, most likely: trying again at once would burn a processor.
-                tracing::warn!(%fault, "the admin port cannot accept a connection");
+                // Out of descriptors, most likely: trying again at once would burn a processor, and so would a line
+                // for each attempt.
+                if !std::mem::replace(&mut reported, true) {
+                    tracing::warn!(%fault, "the admin port cannot accept connections");
+                }
                 tokio::time::sleep(Duration::from_millis(200)).await;
                 continue;
             }
         };
+        reported = false;
         if let Ok(permit) = admin.permits.clone().try_acquire_owned() {
             let admin = admin.clone();
             connections.spawn(async move {
