@@ -42,10 +42,11 @@ fn telemetry_settings(settings: &Settings) -> TelemetrySettings {
         workload: Party::new(args.workload.as_str(), ""),
         series_budget: telemetry::DEFAULT_SERIES_BUDGET,
         access_log: args.access_log,
-        otlp: args
-            .otlp_endpoint
-            .clone()
-            .map(|endpoint| OtlpSettings { endpoint, sampling_ratio: args.trace_ratio, mark: args.proxy_mark }),
+        otlp: args.otlp_endpoint.clone().map(|endpoint| OtlpSettings {
+            endpoint,
+            sampling_ratio: args.trace_ratio,
+            mark: args.proxy_mark,
+        }),
     }
 }
 
@@ -53,7 +54,10 @@ fn telemetry_settings(settings: &Settings) -> TelemetrySettings {
 fn listen(settings: &Settings) -> anyhow::Result<Listeners> {
     let bind = |port: u16, loopback: bool, what: &str| -> anyhow::Result<Vec<std::net::TcpListener>> {
         let [v4, v6] = accept::addresses(port, loopback);
-        let mut sockets = vec![accept::listen(v4).with_context(|| format!("cannot listen on {what} address {v4}; is another sidecar running here?"))?];
+        let mut sockets = vec![
+            accept::listen(v4)
+                .with_context(|| format!("cannot listen on {what} address {v4}; is another sidecar running here?"))?,
+        ];
         match accept::listen(v6) {
             Ok(socket) => sockets.push(socket),
             Err(error) if no_ipv6(&error) => {}
@@ -197,7 +201,9 @@ async fn readiness(
         let left = not_after.map(|end| end.duration_since(SystemTime::now()).unwrap_or_default());
         match left {
             None => reasons.push("no certificate yet: the control plane has not signed one".to_owned()),
-            Some(left) if left.is_zero() => reasons.push("the certificate has expired and could not be renewed".to_owned()),
+            Some(left) if left.is_zero() => {
+                reasons.push("the certificate has expired and could not be renewed".to_owned())
+            }
             Some(_) => {}
         }
         if view.borrow_and_update().is_none() {

@@ -88,7 +88,8 @@ impl Settings {
     /// Gives the flags their meaning, reading the trust bundle's file.
     pub fn resolve(args: ProxyArgs) -> Result<Self, SettingsError> {
         let mut faults = Vec::new();
-        let trust_domain = TrustDomain::parse(&args.trust_domain).map_err(|e| faults.push(format!("--trust-domain: {e}"))).ok();
+        let trust_domain =
+            TrustDomain::parse(&args.trust_domain).map_err(|e| faults.push(format!("--trust-domain: {e}"))).ok();
         let control_plane_id = trust_domain.as_ref().and_then(|domain| {
             match &args.control_plane_id {
                 Some(id) => SpiffeId::parse(id),
@@ -99,7 +100,10 @@ impl Settings {
         });
         let bootstrap_bundle = match (std::fs::read_to_string(&args.trust_bundle), &trust_domain) {
             (Err(e), _) => {
-                faults.push(format!("--trust-bundle: {}: {e}; give the PEM file that the control plane wrote", args.trust_bundle.display()));
+                faults.push(format!(
+                    "--trust-bundle: {}: {e}; give the PEM file that the control plane wrote",
+                    args.trust_bundle.display()
+                ));
                 None
             }
             (Ok(pem), Some(domain)) => TrustBundle::from_pem(domain.clone(), &pem)
@@ -107,8 +111,15 @@ impl Settings {
                 .ok(),
             (Ok(_), None) => None,
         };
-        if !args.control_plane.rsplit_once(':').is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok()) {
-            faults.push(format!("--control-plane: '{}' is not host:port; write for example 10.0.0.5:4280", args.control_plane));
+        if !args
+            .control_plane
+            .rsplit_once(':')
+            .is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok())
+        {
+            faults.push(format!(
+                "--control-plane: '{}' is not host:port; write for example 10.0.0.5:4280",
+                args.control_plane
+            ));
         }
         if args.workload.is_empty() {
             faults.push("--workload: empty; give the name of this sidecar's Workload".to_owned());
@@ -118,7 +129,9 @@ impl Settings {
         }
         let ports = [args.outbound_port, args.inbound_port, args.admin_port];
         if ports.contains(&0) || ports[0] == ports[1] || ports[1] == ports[2] || ports[0] == ports[2] {
-            faults.push("--outbound-port, --inbound-port and --admin-port must be three different ports above 0".to_owned());
+            faults.push(
+                "--outbound-port, --inbound-port and --admin-port must be three different ports above 0".to_owned(),
+            );
         }
         let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let workers = args.workers.unwrap_or(processors.min(2));

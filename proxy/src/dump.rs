@@ -24,21 +24,26 @@ pub(crate) fn config(view: Option<&MeshView>, identity: Option<&Identity>) -> Va
     });
     let view = view.map(|view| {
         let inbound = &view.config.inbound;
-        let services: Vec<Value> = view.config.services.values().map(|service| {
-            json!({
-                "name": service.name.to_string(),
-                "addresses": service.addresses,
-                "ports": service.ports.iter().map(|port| json!({
-                    "port": port.port,
-                    "protocol": format!("{:?}", port.protocol).to_lowercase(),
-                    "endpoints": port.endpoints.iter().map(|endpoint| json!({
-                        "address": endpoint.address,
-                        "workload": endpoint.workload,
-                        "identity": endpoint.identity.as_ref().map(SpiffeId::as_str),
+        let services: Vec<Value> = view
+            .config
+            .services
+            .values()
+            .map(|service| {
+                json!({
+                    "name": service.name.to_string(),
+                    "addresses": service.addresses,
+                    "ports": service.ports.iter().map(|port| json!({
+                        "port": port.port,
+                        "protocol": format!("{:?}", port.protocol).to_lowercase(),
+                        "endpoints": port.endpoints.iter().map(|endpoint| json!({
+                            "address": endpoint.address,
+                            "workload": endpoint.workload,
+                            "identity": endpoint.identity.as_ref().map(SpiffeId::as_str),
+                        })).collect::<Vec<_>>(),
                     })).collect::<Vec<_>>(),
-                })).collect::<Vec<_>>(),
+                })
             })
-        }).collect();
+            .collect();
         json!({
             "workload": format!("{}/{}", inbound.namespace, inbound.workload),
             "service_account": inbound.service_account,
@@ -61,17 +66,24 @@ pub(crate) fn explain(view: Option<&MeshView>, query: &BTreeMap<String, String>)
     let view = view.ok_or("there is no configuration yet")?;
     let text = |name: &str| query.get(name).map(String::as_str);
     let from = text("from").ok_or("from is missing: give a SPIFFE ID or an address")?;
-    let port: u16 = text("port").ok_or("port is missing")?.parse().map_err(|_| "port is not a number from 0 to 65535")?;
+    let port: u16 =
+        text("port").ok_or("port is missing")?.parse().map_err(|_| "port is not a number from 0 to 65535")?;
     let (identity, address) = match from.parse::<IpAddr>() {
         Ok(address) => (None, address),
-        Err(_) => (Some(SpiffeId::parse(from).map_err(|e| format!("from is neither an address nor a SPIFFE ID: {e}"))?), IpAddr::from([0, 0, 0, 0])),
+        Err(_) => (
+            Some(SpiffeId::parse(from).map_err(|e| format!("from is neither an address nor a SPIFFE ID: {e}"))?),
+            IpAddr::from([0, 0, 0, 0]),
+        ),
     };
     let headers = HeaderMap::new();
     let path = path::normalize(text("path").unwrap_or("/")).map_err(|why| format!("path: {}", why.label()))?;
-    let host = path::normalize_host(text("host").unwrap_or("localhost")).map_err(|why| format!("host: {}", why.label()))?;
+    let host =
+        path::normalize_host(text("host").unwrap_or("localhost")).map_err(|why| format!("host: {}", why.label()))?;
     let http = text("method").map(|method| HttpRequest { method, path: &path, host: &host, headers: &headers });
     let decision = view.config.inbound.policy.decide(Source { identity: identity.as_ref(), address }, port, http);
-    Ok(json!({ "allowed": decision.allowed, "policy": decision.label().to_string(), "explanation": decision.explain() }))
+    Ok(
+        json!({ "allowed": decision.allowed, "policy": decision.label().to_string(), "explanation": decision.explain() }),
+    )
 }
 
 fn unix(time: SystemTime) -> u64 {

@@ -27,7 +27,9 @@ fn large_bodies() -> Result<()> {
     let web = pair.web();
     let (downloaded, answer) = within(&pair.client.pod, move || async move {
         let mut stream = TcpStream::connect(web).await?;
-        stream.write_all(format!("GET /bytes/{LARGE} HTTP/1.1\r\nhost: s\r\nconnection: close\r\n\r\n").as_bytes()).await?;
+        stream
+            .write_all(format!("GET /bytes/{LARGE} HTTP/1.1\r\nhost: s\r\nconnection: close\r\n\r\n").as_bytes())
+            .await?;
         let mut download = Vec::with_capacity(LARGE + 1024);
         stream.read_to_end(&mut download).await?;
         let mut stream = TcpStream::connect(web).await?;
@@ -80,7 +82,8 @@ fn thousand() -> Result<()> {
     let _echo = pair.server.pod.start(move || apps::tcp_echo(echo))?;
     let url = format!("http://{}/delay/200", pair.web()).parse()?;
     let report = pair.client.pod.run(move || async move {
-        let mut load = Plan::get(url).connections(1000).requests(3000).timeout(std::time::Duration::from_secs(60)).start()?;
+        let mut load =
+            Plan::get(url).connections(1000).requests(3000).timeout(std::time::Duration::from_secs(60)).start()?;
         load.finished().await;
         anyhow::Ok(load.stop().await)
     })??;
@@ -110,8 +113,13 @@ fn http2() -> Result<()> {
     let _app = pair.serve_http()?;
     let url = format!("http://{}/two", pair.web()).parse()?;
     let report = pair.client.pod.run(move || async move {
-        let mut load =
-            Plan::get(url).body(Method::POST, vec![1; 100_000]).version(Version::Http2).connections(2).streams(50).requests(2000).start()?;
+        let mut load = Plan::get(url)
+            .body(Method::POST, vec![1; 100_000])
+            .version(Version::Http2)
+            .connections(2)
+            .streams(50)
+            .requests(2000)
+            .start()?;
         load.finished().await;
         anyhow::Ok(load.stop().await)
     })??;
@@ -139,7 +147,9 @@ fn upgrade() -> Result<()> {
                 stream.write_all(b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\n").await?;
                 continue;
             }
-            stream.write_all(b"HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\nconnection: upgrade\r\n\r\n").await?;
+            stream
+                .write_all(b"HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\nconnection: upgrade\r\n\r\n")
+                .await?;
             let (mut reader, mut writer) = stream.split();
             tokio::io::copy(&mut reader, &mut writer).await?;
             writer.shutdown().await?;
@@ -181,7 +191,8 @@ fn expect_continue() -> Result<()> {
     let web = pair.web();
     let (interim, answer) = within(&pair.client.pod, move || async move {
         let mut stream = TcpStream::connect(web).await?;
-        let head = "PUT /doc HTTP/1.1\r\nhost: s\r\nconnection: close\r\nexpect: 100-continue\r\ncontent-length: 5\r\n\r\n";
+        let head =
+            "PUT /doc HTTP/1.1\r\nhost: s\r\nconnection: close\r\nexpect: 100-continue\r\ncontent-length: 5\r\n\r\n";
         stream.write_all(head.as_bytes()).await?;
         let mut interim = Vec::new();
         while !interim.ends_with(b"\r\n\r\n") {

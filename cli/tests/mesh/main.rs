@@ -1,15 +1,24 @@
-//! The mesh's promises, on real sockets in the lab. One file a promise.
+//! The mesh's promises, on real sockets in the lab. One file a group of promises.
 #![allow(missing_docs, unreachable_pub)]
 
 mod bytes;
 mod fixture;
+mod identity;
 mod interception;
+mod policy;
+mod programs;
+mod resilience;
+mod telemetry;
 
 use weft_loadtests::lab::testing::{self, Test};
 
 fn main() {
-    let mut tests: Vec<Test> = Vec::new();
-    tests.extend(interception::TESTS);
-    tests.extend(bytes::TESTS);
-    testing::main(&tests);
+    // Before any thread: the lab runs this program again for its own duties.
+    weft_loadtests::lab::init();
+    let groups =
+        [interception::TESTS, bytes::TESTS, identity::TESTS, policy::TESTS, resilience::TESTS, telemetry::TESTS];
+    let mut tests: Vec<Test> = groups.concat();
+    let (programs, missing) = programs::tests();
+    tests.extend(programs);
+    testing::main_with_skipped(&tests, &missing);
 }

@@ -26,23 +26,29 @@ pub type Test = (&'static str, fn() -> anyhow::Result<()>);
 
 /// Enters the lab, runs the tests that the command line asks for, and exits. To be called first in `main`.
 pub fn main(tests: &[Test]) -> ! {
+    main_with_skipped(tests, &[])
+}
+
+/// As [`main`]; `skipped` are tests that cannot run here, each with the reason in its name, and are reported as ignored.
+pub fn main_with_skipped(tests: &[Test], skipped: &[String]) -> ! {
     init();
     let arguments = Arguments::from_args();
     // A list needs the names only, and they depend on whether the lab is to be had.
     let lab = if arguments.list { available() } else { enter(Options::default()).map(drop) };
-    run(&arguments, tests, lab)
+    run(&arguments, tests, skipped, lab)
 }
 
 /// As [`main`], but runs the tests outside, for tests that start programs which enter.
 pub fn main_outside(tests: &[Test]) -> ! {
     init();
-    run(&Arguments::from_args(), tests, available())
+    run(&Arguments::from_args(), tests, &[], available())
 }
 
-fn run(arguments: &Arguments, tests: &[Test], lab: Result<(), Unavailable>) -> ! {
+fn run(arguments: &Arguments, tests: &[Test], skipped: &[String], lab: Result<(), Unavailable>) -> ! {
     let required = std::env::var("WEFT_REQUIRE_LAB").is_ok_and(|value| value == "1");
-    let trials = tests.iter().map(|test| trial(test, lab.as_ref().err(), required)).collect();
-    libtest_mimic::run(arguments, trials).exit()
+    let there = tests.iter().map(|test| trial(test, lab.as_ref().err(), required));
+    let missing = skipped.iter().map(|name| Trial::test(name, || Ok(())).with_ignored_flag(true));
+    libtest_mimic::run(arguments, there.chain(missing).collect()).exit()
 }
 
 fn trial(&(name, test): &Test, missing: Option<&Unavailable>, required: bool) -> Trial {

@@ -85,13 +85,21 @@ async fn renew(source: &Source, current: Option<&Identity>) -> Result<Identity, 
         if let Some(token) = token(source)? {
             request.metadata_mut().insert("authorization", token);
         }
-        let answer = CertificateAuthorityClient::new(channel).sign(request).await.map_err(|status| refusal(&status))?.into_inner();
+        let answer = CertificateAuthorityClient::new(channel)
+            .sign(request)
+            .await
+            .map_err(|status| refusal(&status))?
+            .into_inner();
         let (chain, bundle) = decode_sign_response(&answer).map_err(|e| e.to_string())?;
         if bundle.trust_domain != source.trust_domain {
-            return Err(format!("the control plane is of trust domain {}, not {}", bundle.trust_domain, source.trust_domain));
+            return Err(format!(
+                "the control plane is of trust domain {}, not {}",
+                bundle.trust_domain, source.trust_domain
+            ));
         }
         let chain = chain.into_iter().map(Into::into).collect();
-        let svid = Svid::new(chain, &key, bundle, SystemTime::now()).map_err(|e| format!("the certificate received is not usable: {e}"))?;
+        let svid = Svid::new(chain, &key, bundle, SystemTime::now())
+            .map_err(|e| format!("the certificate received is not usable: {e}"))?;
         let server = weft_certs::tls_config::server_config(&svid, ClientAuth::Required, &ALPN_ALL);
         Ok(Identity { svid, server })
     };

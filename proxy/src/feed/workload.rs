@@ -87,7 +87,8 @@ async fn join(
     let svid = &current.svid;
     let channel = source.control_plane.connect(Some(svid), svid.bundle()).await.map_err(|e| with_causes(&e))?;
     let (say, said) = mpsc::channel(16);
-    let hello = SidecarMessage::Hello { workload: source.workload.clone(), version: env!("CARGO_PKG_VERSION").to_owned() };
+    let hello =
+        SidecarMessage::Hello { workload: source.workload.clone(), version: env!("CARGO_PKG_VERSION").to_owned() };
     let gone = |_| "the stream to the control plane closed".to_owned();
     say.send(wire::encode_sidecar_message(&hello)).await.map_err(gone)?;
     if *draining.borrow_and_update() {

@@ -169,8 +169,12 @@ fn upgrade_of(headers: &HeaderMap, version: Version) -> Option<HeaderValue> {
 
 /// Removes what concerns one connection only (RFC 9110 section 7.6.1), keeping `te: trailers` and the framing.
 fn strip_hop_by_hop(headers: &mut HeaderMap) {
-    const FIXED: [HeaderName; 4] =
-        [UPGRADE, HeaderName::from_static("keep-alive"), HeaderName::from_static("proxy-connection"), HeaderName::from_static("http2-settings")];
+    const FIXED: [HeaderName; 4] = [
+        UPGRADE,
+        HeaderName::from_static("keep-alive"),
+        HeaderName::from_static("proxy-connection"),
+        HeaderName::from_static("http2-settings"),
+    ];
     if headers.contains_key(CONNECTION) {
         let named: Vec<HeaderName> = headers
             .get_all(CONNECTION)
@@ -207,12 +211,17 @@ pub(crate) struct Forwarding<'a> {
 }
 
 /// Sends a request to one of the endpoints and returns the answer, reported by `record` when its last byte was sent.
-pub(crate) async fn forward(to: Forwarding<'_>, mut request: Request<Incoming>, mut record: Record) -> Response<ResponseBody> {
+pub(crate) async fn forward(
+    to: Forwarding<'_>,
+    mut request: Request<Incoming>,
+    mut record: Record,
+) -> Response<ResponseBody> {
     let grpc = respond::is_grpc(request.headers());
     let version = if request.version() == Version::HTTP_2 { HttpVersion::Http2 } else { HttpVersion::Http1 };
     let upgrade = upgrade_of(request.headers(), request.version());
     let caller_side = upgrade.is_some().then(|| hyper::upgrade::on(&mut request));
-    let mut outgoing = prepare(request, version, upgrade.as_ref(), to.path.clone(), &record.request_bytes, record.host.as_ref());
+    let mut outgoing =
+        prepare(request, version, upgrade.as_ref(), to.path.clone(), &record.request_bytes, record.host.as_ref());
     if let Some(span) = &record.span {
         span.inject(outgoing.headers_mut());
     }
@@ -274,7 +283,9 @@ async fn send(to: &Forwarding<'_>, request: Request<RequestBody>, version: HttpV
     let mut fresh_only = false;
     loop {
         let Some(chosen) = worker.balancer.choose(to.endpoints, &tried) else {
-            return Err(last.unwrap_or_else(|| Answer::new(StatusCode::SERVICE_UNAVAILABLE, "no_endpoints", "the service has no endpoint")));
+            return Err(last.unwrap_or_else(|| {
+                Answer::new(StatusCode::SERVICE_UNAVAILABLE, "no_endpoints", "the service has no endpoint")
+            }));
         };
         if record.ends.direction == Direction::Outbound {
             record.peer_address = Some(chosen.endpoint.address);
@@ -326,8 +337,15 @@ async fn send(to: &Forwarding<'_>, request: Request<RequestBody>, version: HttpV
 /// A copy of a request that may be repeated when a kept connection closes without an answer: without body, idempotent
 /// (RFC 9110 section 9.2.2).
 fn repeatable(request: &Request<RequestBody>, sender: &Sender) -> Option<Request<RequestBody>> {
-    let idempotent = matches!(*request.method(), Method::GET | Method::HEAD | Method::OPTIONS | Method::TRACE | Method::DELETE | Method::PUT);
-    if !sender.is_reused() || !idempotent || !matches!(request.body(), RequestBody::Empty) || request.headers().contains_key(UPGRADE) {
+    let idempotent = matches!(
+        *request.method(),
+        Method::GET | Method::HEAD | Method::OPTIONS | Method::TRACE | Method::DELETE | Method::PUT
+    );
+    if !sender.is_reused()
+        || !idempotent
+        || !matches!(request.body(), RequestBody::Empty)
+        || request.headers().contains_key(UPGRADE)
+    {
         return None;
     }
     let mut copy = Request::new(RequestBody::Empty);
@@ -345,18 +363,29 @@ fn unreachable(error: &ConnectError) -> Answer {
 
 fn no_answer(error: &hyper::Error) -> Answer {
     let label = if error.is_parse() { "bad_answer" } else { "no_answer" };
-    Answer::new(StatusCode::BAD_GATEWAY, label, format!("the server ended the connection without a valid answer: {error}"))
+    Answer::new(
+        StatusCode::BAD_GATEWAY,
+        label,
+        format!("the server ended the connection without a valid answer: {error}"),
+    )
 }
 
 /// Turns what came back into the caller's answer.
-fn finish(to: &Forwarding<'_>, sent: Sent, caller_side: Option<OnUpgrade>, grpc: bool, mut record: Record) -> Response<ResponseBody> {
+fn finish(
+    to: &Forwarding<'_>,
+    sent: Sent,
+    caller_side: Option<OnUpgrade>,
+    grpc: bool,
+    mut record: Record,
+) -> Response<ResponseBody> {
     let response = match (sent, caller_side) {
         (Ok((response, sender, chosen)), Some(caller_side)) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
             return record.answer(switch(to, response, caller_side, sender, chosen));
         }
         (Ok((response, ..)), None) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
             record.ending = Ending::Failed("bad_answer");
-            Answer::new(StatusCode::BAD_GATEWAY, "bad_answer", "the server switched protocols without being asked").into_response(grpc)
+            Answer::new(StatusCode::BAD_GATEWAY, "bad_answer", "the server switched protocols without being asked")
+                .into_response(grpc)
         }
         (Ok((mut response, sender, chosen)), _) => {
             strip_hop_by_hop(response.headers_mut());
@@ -380,7 +409,13 @@ pub(crate) fn leave(closing: &Closing, mut response: Response<ResponseBody>) -> 
 
 /// The server switched protocols: both connections become byte streams, joined until both are done or the first of their
 /// certificates ends.
-fn switch(to: &Forwarding<'_>, mut response: Response<Incoming>, caller_side: OnUpgrade, sender: Sender, chosen: Chosen) -> Response<ResponseBody> {
+fn switch(
+    to: &Forwarding<'_>,
+    mut response: Response<Incoming>,
+    caller_side: OnUpgrade,
+    sender: Sender,
+    chosen: Chosen,
+) -> Response<ResponseBody> {
     let server_side = hyper::upgrade::on(&mut response);
     let end = to.lifetime.end.min(sender.end());
     let open = to.worker.count();

@@ -24,7 +24,7 @@ use super::respond::{self, Answer};
 use super::{Closing, Worker, own_party, until};
 use crate::stage::accept::{self, Accepted};
 use crate::stage::connect::{HttpVersion, Identity};
-use crate::stage::detect::{self, Detected};
+use crate::stage::detect::{self, Detected, STALL};
 use crate::stage::forward as carry;
 use crate::stage::policy::{self, Caller, Denial, Permit};
 use crate::stage::rate_limit::Limited;
@@ -110,7 +110,14 @@ async fn arrive(accepted: Accepted, worker: &Worker) -> Result<Option<Arrival>, 
                     Some(opened) => opened,
                     None => {
                         let (stream, lifetime) = (Transport::Plain(stream), Lifetime::unbounded());
-                        return Ok(Some(Arrival { stream, seen, caller: outside, carries: Carries::Opaque, lifetime, server }));
+                        return Ok(Some(Arrival {
+                            stream,
+                            seen,
+                            caller: outside,
+                            carries: Carries::Opaque,
+                            lifetime,
+                            server,
+                        }));
                     }
                 }
             }
@@ -124,7 +131,9 @@ async fn arrive(accepted: Accepted, worker: &Worker) -> Result<Option<Arrival>, 
         }
         Ok(Some(hello)) => {
             let identity = worker.identity();
-            let secured = tls::terminate(hello, stream, Arc::clone(&identity.server)).await.map_err(|e| (e.label(), e.to_string()))?;
+            let secured = tls::terminate(hello, stream, Arc::clone(&identity.server))
+                .await
+                .map_err(|e| (e.label(), e.to_string()))?;
             Ok(Some(Arrival {
                 lifetime: Lifetime::of(&identity.svid, &secured.peer),
                 stream: Transport::Server(Box::new(secured.stream)),
@@ -159,11 +168,18 @@ fn ends(view: &MeshView, arrival: &Arrival) -> Ends {
         Some(service) => Party::new(service.name.as_str(), service.namespace.as_str()),
         None => own_party(view),
     };
-    Ends { direction: Direction::Inbound, source, destination, protocol: Protocol::Tcp, tls: arrival.caller.peer.is_some() }
+    Ends {
+        direction: Direction::Inbound,
+        source,
+        destination,
+        protocol: Protocol::Tcp,
+        tls: arrival.caller.peer.is_some(),
+    }
 }
 
 fn refused(worker: &Worker, reason: &'static str, detail: Option<&str>, peer: SocketAddr) {
-    let refusal = Refusal { direction: Direction::Inbound, reason, detail, peer_identity: None, peer_address: Some(peer) };
+    let refusal =
+        Refusal { direction: Direction::Inbound, reason, detail, peer_identity: None, peer_address: Some(peer) };
     worker.telemetry.refused(&refusal);
 }
 
@@ -181,7 +197,13 @@ struct Connection {
 }
 
 impl Connection {
-    async fn run(self: Rc<Self>, mut stream: Transport, mut seen: BytesMut, carries: Carries, mut server: Option<Stream>) {
+    async fn run(
+        self: Rc<Self>,
+        mut stream: Transport,
+        mut seen: BytesMut,
+        carries: Carries,
+        mut server: Option<Stream>,
+    ) {
         let detected = match carries {
             Carries::Http1 => Some(Detected::Http1),
             Carries::Http2 => Some(Detected::Http2),
@@ -199,7 +221,13 @@ impl Connection {
                 }
                 None => return,
             },
-            (None, _) => match tokio::time::timeout(tls::HANDSHAKE_TIMEOUT, detect::first_bytes(&mut stream, &mut seen)).await {
+            // Bytes that policy would refuse may still become HTTP, which it may allow: they are waited for.
+            (None, permit) => match tokio::time::timeout(
+                tls::HANDSHAKE_TIMEOUT,
+                detect::first_bytes(&mut stream, &mut seen, permit.is_ok().then_some(STALL)),
+            )
+            .await
+            {
                 Ok(Ok(detected)) => detected,
                 Ok(Err(_)) => return,
                 Err(_) => Detected::Opaque,
@@ -218,16 +246,22 @@ impl Connection {
     }
 
     /// Connects to the application and waits for the first byte from either side.
-    async fn whoever_speaks_first(&self, stream: &mut Transport, seen: &mut BytesMut) -> Option<(Detected, Option<Stream>)> {
+    async fn whoever_speaks_first(
+        &self,
+        stream: &mut Transport,
+        seen: &mut BytesMut,
+    ) -> Option<(Detected, Option<Stream>)> {
         let mut server = match self.worker.upstreams.tcp(self.target).await {
             Ok(server) => server,
             // The caller's first bytes may still be HTTP, which deserves an answer.
-            Err(_) => return detect::first_bytes(stream, seen).await.ok().map(|detected| (detected, None)),
+            Err(_) => {
+                return detect::first_bytes(stream, seen, Some(STALL)).await.ok().map(|detected| (detected, None));
+            }
         };
         let mut spoken = BytesMut::new();
         tokio::select! {
             biased;
-            detected = detect::first_bytes(stream, seen) => {
+            detected = detect::first_bytes(stream, seen, Some(STALL)) => {
                 Some((detected.ok()?, Some(Transport::Plain(server).rewind(spoken))))
             }
             read = server.read_buf(&mut spoken) => {
@@ -257,7 +291,9 @@ impl Connection {
             Ok(permit) => {
                 let server = match server {
                     Some(server) => Ok(server),
-                    None => worker.upstreams.tcp(self.target).await.map(|tcp| Transport::Plain(tcp).rewind(BytesMut::new())),
+                    None => {
+                        worker.upstreams.tcp(self.target).await.map(|tcp| Transport::Plain(tcp).rewind(BytesMut::new()))
+                    }
                 };
                 match server {
                     Err(error) => {
@@ -267,7 +303,13 @@ impl Connection {
                     }
                     Ok(server) => {
                         let (sent, received) = (Rc::clone(&open), Rc::clone(&open));
-                        let carried = carry::bytes(stream, server, move |n| sent.add_sent(n), move |n| received.add_received(n), &permit);
+                        let carried = carry::bytes(
+                            stream,
+                            server,
+                            move |n| sent.add_sent(n),
+                            move |n| received.add_received(n),
+                            &permit,
+                        );
                         tokio::select! {
                             done = carried => if done.is_ok() { Ending::Forwarded } else { Ending::Failed("cut") },
                             () = until(self.lifetime.end) => Ending::Failed("certificate_expired"),
@@ -280,7 +322,11 @@ impl Connection {
             }
         };
         let identity = self.caller.identity().map(|id| id.as_str().to_owned());
-        let event = ConnectionEvent { outcome: outcome.as_outcome(), peer_identity: identity.as_deref(), peer_address: Some(self.peer) };
+        let event = ConnectionEvent {
+            outcome: outcome.as_outcome(),
+            peer_identity: identity.as_deref(),
+            peer_address: Some(self.peer),
+        };
         if let Some(open) = Rc::into_inner(open) {
             open.finish(&event);
         }
@@ -306,7 +352,8 @@ impl Connection {
             return Ok(());
         }
         let telemetry = &self.worker.telemetry;
-        let taken = limiter.admit(&self.caller, Instant::now(), |policy, limit| telemetry.rate_limit(false, policy, limit));
+        let taken =
+            limiter.admit(&self.caller, Instant::now(), |policy, limit| telemetry.rate_limit(false, policy, limit));
         taken.inspect_err(|limited| telemetry.rate_limit(true, &limited.policy, &limited.limit))
     }
 
@@ -362,7 +409,12 @@ impl Connection {
 
     /// Policy, then limits. Returns the path to forward where it differs from what was sent: the application receives
     /// what was compared.
-    fn judge(&self, request: &Request<Incoming>, host: Option<&HeaderValue>, record: &mut Record) -> Result<Option<PathAndQuery>, Answer> {
+    fn judge(
+        &self,
+        request: &Request<Incoming>,
+        host: Option<&HeaderValue>,
+        record: &mut Record,
+    ) -> Result<Option<PathAndQuery>, Answer> {
         let refuse = |record: &mut Record, label, text: &str| {
             record.ending = Ending::Failed(label);
             bad_request(label, text)
@@ -373,18 +425,23 @@ impl Connection {
         }
         path::check_method(request.method().as_str()).map_err(|why| refuse(record, why.label(), "the method"))?;
         let sent = request.uri().path();
-        let compared = path::normalize(sent).map_err(|why| refuse(record, why.label(), "the path has no single reading"))?;
+        let compared =
+            path::normalize(sent).map_err(|why| refuse(record, why.label(), "the path has no single reading"))?;
         let host = match host {
-            Some(host) => std::str::from_utf8(host.as_bytes()).map_err(|_| refuse(record, "host", "the Host header"))?,
+            Some(host) => {
+                std::str::from_utf8(host.as_bytes()).map_err(|_| refuse(record, "host", "the Host header"))?
+            }
             None => "",
         };
         let host = match host.is_empty() {
             true => host.into(),
             false => path::normalize_host(host).map_err(|why| refuse(record, why.label(), "the Host header"))?,
         };
-        let http = HttpRequest { method: request.method().as_str(), path: &compared, host: &host, headers: request.headers() };
+        let http =
+            HttpRequest { method: request.method().as_str(), path: &compared, host: &host, headers: request.headers() };
         let view = self.worker.view();
-        let (admitted, label) = policy::admit(&view.config.inbound.policy, &self.caller, self.target.port(), Some(http));
+        let (admitted, label) =
+            policy::admit(&view.config.inbound.policy, &self.caller, self.target.port(), Some(http));
         self.worker.telemetry.authorization(admitted.is_ok(), &label);
         if let Err(denial) = admitted {
             let answer = Answer::new(StatusCode::FORBIDDEN, "denied", denial.explanation.clone());

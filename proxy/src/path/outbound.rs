@@ -20,7 +20,7 @@ use super::{Closing, Worker, own_party, until};
 use crate::stage::accept::{self, OriginalDst};
 use crate::stage::balance::Chosen;
 use crate::stage::connect::{ConnectError, HttpVersion};
-use crate::stage::detect::{self, Detected};
+use crate::stage::detect::{self, Detected, STALL};
 use crate::stage::forward as carry;
 use crate::stage::policy::Permit;
 use crate::stage::route::Route;
@@ -69,7 +69,8 @@ pub async fn handle(worker: Rc<Worker>, stream: TcpStream, peer: SocketAddr) {
 }
 
 fn refused(worker: &Worker, reason: &'static str, peer: SocketAddr) {
-    let refusal = Refusal { direction: Direction::Outbound, reason, detail: None, peer_identity: None, peer_address: Some(peer) };
+    let refusal =
+        Refusal { direction: Direction::Outbound, reason, detail: None, peer_identity: None, peer_address: Some(peer) };
     worker.telemetry.refused(&refusal);
 }
 
@@ -108,11 +109,13 @@ impl Connection {
             ProtocolHint::Http1 => Detected::Http1,
             ProtocolHint::Http2 => Detected::Http2,
             ProtocolHint::Opaque => Detected::Opaque,
-            ProtocolHint::Detect => match tokio::time::timeout(HEAD_START, detect::first_bytes(&mut stream, &mut seen)).await {
-                Ok(Ok(detected)) => detected,
-                Ok(Err(_)) => return,
-                Err(_) => return self.undecided(stream, seen, route).await,
-            },
+            ProtocolHint::Detect => {
+                match tokio::time::timeout(HEAD_START, detect::first_bytes(&mut stream, &mut seen, Some(STALL))).await {
+                    Ok(Ok(detected)) => detected,
+                    Ok(Err(_)) => return,
+                    Err(_) => return self.undecided(stream, seen, route).await,
+                }
+            }
         };
         let stream = Transport::Plain(stream).rewind(seen);
         match detected {
@@ -133,7 +136,7 @@ impl Connection {
         let mut opened = None;
         let first = tokio::select! {
             biased;
-            first = detect::first_bytes(&mut stream, &mut seen) => first.map(Some),
+            first = detect::first_bytes(&mut stream, &mut seen, Some(STALL)) => first.map(Some),
             done = &mut opening => match done {
                 Err(error) => {
                     let caller = Transport::Plain(stream).rewind(seen);
@@ -144,7 +147,7 @@ impl Connection {
                     let mut spoken = BytesMut::from(&unread[..]);
                     let first = tokio::select! {
                         biased;
-                        first = detect::first_bytes(&mut stream, &mut seen) => first.map(Some),
+                        first = detect::first_bytes(&mut stream, &mut seen, Some(STALL)) => first.map(Some),
                         read = transport.read_buf(&mut spoken) => read.map(|_| None),
                     };
                     server.stream = transport.rewind(spoken);
@@ -212,7 +215,8 @@ impl Connection {
             Ok(Opened { stream, lifetime, chosen }) => {
                 let (sent, received) = (Rc::clone(&open), Rc::clone(&open));
                 let permit = Permit::of_destination();
-                let carried = carry::bytes(caller, stream, move |n| sent.add_sent(n), move |n| received.add_received(n), &permit);
+                let carried =
+                    carry::bytes(caller, stream, move |n| sent.add_sent(n), move |n| received.add_received(n), &permit);
                 let ending = tokio::select! {
                     done = carried => if done.is_ok() { Ending::Forwarded } else { Ending::Failed("cut") },
                     () = until(lifetime.end) => Ending::Failed("certificate_expired"),

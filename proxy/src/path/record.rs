@@ -106,7 +106,12 @@ impl Record {
             ends: &self.ends,
             method: self.method.as_str(),
             path: self.uri.path(),
-            host: self.host.as_ref().and_then(|host| host.to_str().ok()).or(self.uri.authority().map(|a| a.as_str())).unwrap_or(""),
+            host: self
+                .host
+                .as_ref()
+                .and_then(|host| host.to_str().ok())
+                .or(self.uri.authority().map(|a| a.as_str()))
+                .unwrap_or(""),
             status: self.status,
             grpc_status: self.grpc_status,
             duration: self.started.elapsed(),

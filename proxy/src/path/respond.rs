@@ -55,7 +55,10 @@ impl Answer {
 /// Whether a request is gRPC, and wants its errors as `grpc-status`.
 pub(crate) fn is_grpc(headers: &HeaderMap) -> bool {
     headers.get(CONTENT_TYPE).is_some_and(|value| {
-        value.as_bytes().strip_prefix(b"application/grpc").is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';')))
+        value
+            .as_bytes()
+            .strip_prefix(b"application/grpc")
+            .is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';')))
     })
 }
 
@@ -105,7 +108,12 @@ mod tests {
 
     #[test]
     fn only_grpc_content_types_are_grpc() {
-        for (value, expected) in [("application/grpc", true), ("application/grpc+proto", true), ("application/grpc-web", false), ("text/plain", false)] {
+        for (value, expected) in [
+            ("application/grpc", true),
+            ("application/grpc+proto", true),
+            ("application/grpc-web", false),
+            ("text/plain", false),
+        ] {
             let mut headers = HeaderMap::new();
             headers.insert(CONTENT_TYPE, HeaderValue::from_static(value));
             assert_eq!(is_grpc(&headers), expected, "{value}");

@@ -124,12 +124,22 @@ impl Upstreams {
     }
 
     /// A connection to `endpoint` for a byte stream, secured if it has an identity.
-    pub async fn stream(&self, endpoint: &Endpoint, carries: Carries, identity: &Arc<Identity>) -> Result<(Stream, Lifetime), ConnectError> {
+    pub async fn stream(
+        &self,
+        endpoint: &Endpoint,
+        carries: Carries,
+        identity: &Arc<Identity>,
+    ) -> Result<(Stream, Lifetime), ConnectError> {
         let (transport, lifetime) = self.transport(endpoint, carries, identity).await?;
         Ok((transport.rewind(Default::default()), lifetime))
     }
 
-    async fn transport(&self, endpoint: &Endpoint, carries: Carries, identity: &Arc<Identity>) -> Result<(Transport, Lifetime), ConnectError> {
+    async fn transport(
+        &self,
+        endpoint: &Endpoint,
+        carries: Carries,
+        identity: &Arc<Identity>,
+    ) -> Result<(Transport, Lifetime), ConnectError> {
         let tcp = self.tcp(endpoint.address).await?;
         let Some(server) = &endpoint.identity else {
             return Ok((Transport::Plain(tcp), Lifetime::unbounded()));
@@ -141,7 +151,12 @@ impl Upstreams {
         Ok((Transport::Client(Box::new(stream)), lifetime))
     }
 
-    fn client_config(&self, server: &SpiffeId, carries: Carries, identity: &Arc<Identity>) -> Arc<rustls::ClientConfig> {
+    fn client_config(
+        &self,
+        server: &SpiffeId,
+        carries: Carries,
+        identity: &Arc<Identity>,
+    ) -> Arc<rustls::ClientConfig> {
         let mut configs = self.configs.borrow_mut();
         if !configs.made_for.as_ref().is_some_and(|known| Arc::ptr_eq(known, identity)) {
             configs.made_for = Some(Arc::clone(identity));
@@ -149,25 +164,50 @@ impl Upstreams {
         }
         let make = || {
             let expected = ExpectedServer::OneOf(Arc::from([server.clone()]));
-            weft_certs::tls_config::client_config(Some(&identity.svid), identity.svid.bundle(), expected, &[carries.alpn()])
+            weft_certs::tls_config::client_config(
+                Some(&identity.svid),
+                identity.svid.bundle(),
+                expected,
+                &[carries.alpn()],
+            )
         };
         Arc::clone(configs.by_server.entry((server.clone(), carries)).or_insert_with(make))
     }
 
     /// Takes a stream that turned out to carry HTTP/1 into use, as [`Self::http`] would have made it.
-    pub async fn adopt(self: &Rc<Self>, endpoint: &Endpoint, stream: Stream, lifetime: Lifetime) -> Result<(), ConnectError> {
+    pub async fn adopt(
+        self: &Rc<Self>,
+        endpoint: &Endpoint,
+        stream: Stream,
+        lifetime: Lifetime,
+    ) -> Result<(), ConnectError> {
         let sender = start_http1(endpoint.address, stream, lifetime).await?;
-        self.keep(Key { endpoint: endpoint.clone(), version: HttpVersion::Http1 }, Idle { sender, lifetime, since: Instant::now() });
+        self.keep(
+            Key { endpoint: endpoint.clone(), version: HttpVersion::Http1 },
+            Idle { sender, lifetime, since: Instant::now() },
+        );
         Ok(())
     }
 
     /// A connection that is ready for a request: kept from before, or new. `fresh_only` passes over kept ones.
-    pub async fn http(self: &Rc<Self>, endpoint: &Endpoint, version: HttpVersion, identity: &Arc<Identity>, fresh_only: bool) -> Result<Sender, ConnectError> {
+    pub async fn http(
+        self: &Rc<Self>,
+        endpoint: &Endpoint,
+        version: HttpVersion,
+        identity: &Arc<Identity>,
+        fresh_only: bool,
+    ) -> Result<Sender, ConnectError> {
         let key = Key { endpoint: endpoint.clone(), version };
         match version {
             HttpVersion::Http1 => {
                 if let Some(kept) = self.take_idle(&key).filter(|_| !fresh_only) {
-                    return Ok(Sender::Http1(Lease { pool: Rc::clone(self), key, sender: kept.sender, lifetime: kept.lifetime, reused: true }));
+                    return Ok(Sender::Http1(Lease {
+                        pool: Rc::clone(self),
+                        key,
+                        sender: kept.sender,
+                        lifetime: kept.lifetime,
+                        reused: true,
+                    }));
                 }
                 let (transport, lifetime) = self.transport(endpoint, Carries::Http1, identity).await?;
                 let sender = start_http1(endpoint.address, transport.rewind(Default::default()), lifetime).await?;
@@ -217,7 +257,10 @@ impl Upstreams {
             !kept.is_empty() && keep(&key.endpoint)
         });
         self.shared.borrow_mut().retain(|key, slot| match slot.try_lock() {
-            Ok(slot) => slot.as_ref().is_some_and(|(sender, lifetime)| !sender.is_closed() && now < lifetime.retire) && keep(&key.endpoint),
+            Ok(slot) => {
+                slot.as_ref().is_some_and(|(sender, lifetime)| !sender.is_closed() && now < lifetime.retire)
+                    && keep(&key.endpoint)
+            }
             Err(_) => true,
         });
     }
@@ -248,7 +291,10 @@ pub struct Lease {
 
 impl Sender {
     /// Sends a request; a request of which no byte was sent comes back with the error.
-    pub async fn send(&mut self, request: Request<RequestBody>) -> Result<Response<Incoming>, TrySendError<Request<RequestBody>>> {
+    pub async fn send(
+        &mut self,
+        request: Request<RequestBody>,
+    ) -> Result<Response<Incoming>, TrySendError<Request<RequestBody>>> {
         match self {
             Self::Http1(lease) => lease.sender.try_send_request(request).await,
             Self::Http2(sender) => sender.try_send_request(request).await,
@@ -298,11 +344,17 @@ pub async fn dial(address: SocketAddr, mark: Option<u32>) -> io::Result<TcpStrea
     socket.set_nodelay(true)?;
     match tokio::time::timeout(CONNECT_TIMEOUT, socket.connect(address)).await {
         Ok(connected) => connected,
-        Err(_) => Err(io::Error::new(io::ErrorKind::TimedOut, format!("no answer within {} s", CONNECT_TIMEOUT.as_secs()))),
+        Err(_) => {
+            Err(io::Error::new(io::ErrorKind::TimedOut, format!("no answer within {} s", CONNECT_TIMEOUT.as_secs())))
+        }
     }
 }
 
-async fn start_http1(address: SocketAddr, stream: Stream, lifetime: Lifetime) -> Result<http1::SendRequest<RequestBody>, ConnectError> {
+async fn start_http1(
+    address: SocketAddr,
+    stream: Stream,
+    lifetime: Lifetime,
+) -> Result<http1::SendRequest<RequestBody>, ConnectError> {
     let (sender, connection) = http1::Builder::new()
         .max_buf_size(super::body::HTTP1_BUFFER)
         .handshake(TokioIo::new(stream))
@@ -313,7 +365,11 @@ async fn start_http1(address: SocketAddr, stream: Stream, lifetime: Lifetime) ->
     Ok(sender)
 }
 
-async fn start_http2(address: SocketAddr, stream: Stream, lifetime: Lifetime) -> Result<http2::SendRequest<RequestBody>, ConnectError> {
+async fn start_http2(
+    address: SocketAddr,
+    stream: Stream,
+    lifetime: Lifetime,
+) -> Result<http2::SendRequest<RequestBody>, ConnectError> {
     let (sender, connection) = http2::Builder::new(LocalExecutor)
         .timer(TokioTimer::new())
         .initial_stream_window_size(super::body::H2_STREAM_WINDOW)

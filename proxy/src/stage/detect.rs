@@ -2,6 +2,7 @@
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
@@ -25,8 +26,8 @@ const MOST_BYTES: usize = 16 * 1024;
 
 /// Judges the first bytes; `None`: more are needed.
 ///
-/// HTTP/1 is a token of upper-case letters and `-`, a space, and a target that begins with `/`, `*` or a letter, on a line
-/// that names `HTTP/1.`. A line that never ends does not stay undecided: [`first_bytes`] bounds it.
+/// HTTP/1 is a word of letters and `-`, and a line that ends in a word which begins with `HTTP/`. Whether the request is
+/// a good one is not asked here.
 pub fn judge(bytes: &[u8]) -> Option<Detected> {
     let compared = bytes.len().min(H2_PREFACE.len());
     if bytes[..compared] == H2_PREFACE[..compared] {
@@ -37,6 +38,8 @@ pub fn judge(bytes: &[u8]) -> Option<Detected> {
         return Some(Detected::Opaque);
     }
     match bytes.get(method) {
+        // Methods are upper-case (RFC 9110 section 9.1): other words are not worth waiting for.
+        None if bytes.iter().any(u8::is_ascii_lowercase) => return Some(Detected::Opaque),
         None => return None,
         Some(b' ') => {}
         Some(_) => return Some(Detected::Opaque),
@@ -53,7 +56,14 @@ pub fn judge(bytes: &[u8]) -> Option<Detected> {
 
 /// Reads until the stream can be judged; an early end of stream decides for `Opaque`. Cancel-safe: what was read is in
 /// `seen`.
-pub async fn first_bytes<S: AsyncRead + Unpin>(stream: &mut S, seen: &mut BytesMut) -> io::Result<Detected> {
+///
+/// `stall`: a caller whose first bytes may or may not begin HTTP, and who then waits, is taken for `Opaque` after this
+/// time, since it may be waiting for an answer. `None`: it is waited for.
+pub async fn first_bytes<S: AsyncRead + Unpin>(
+    stream: &mut S,
+    seen: &mut BytesMut,
+    stall: Option<Duration>,
+) -> io::Result<Detected> {
     loop {
         if !seen.is_empty() {
             if let Some(detected) = judge(seen) {
@@ -63,11 +73,21 @@ pub async fn first_bytes<S: AsyncRead + Unpin>(stream: &mut S, seen: &mut BytesM
         if seen.len() >= MOST_BYTES {
             return Ok(Detected::Http1);
         }
-        if stream.read_buf(seen).await? == 0 {
+        let read = match stall.filter(|_| !seen.is_empty()) {
+            None => stream.read_buf(seen).await,
+            Some(stall) => match tokio::time::timeout(stall, stream.read_buf(seen)).await {
+                Ok(read) => read,
+                Err(_) => return Ok(Detected::Opaque),
+            },
+        };
+        if read? == 0 {
             return Ok(Detected::Opaque);
         }
     }
 }
+
+/// How long is waited for the rest of what may be a request line, where bytes would be let pass too.
+pub const STALL: Duration = Duration::from_millis(50);
 
 /// A stream whose first bytes were already read.
 #[derive(Debug)]
@@ -107,7 +127,11 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Rewound<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.inner).poll_write(cx, buf)
     }
-    fn poll_write_vectored(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bufs: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.inner).poll_write_vectored(cx, bufs)
     }
     fn is_write_vectored(&self) -> bool {
@@ -143,6 +167,8 @@ mod tests {
             (b"EHLO mail\r\n", Some(Detected::Opaque)),
             (b"PING\r\n", Some(Detected::Opaque)),
             (b"SSH-2.0-OpenSSH\r\n", Some(Detected::Opaque)),
+            (b"ping", Some(Detected::Opaque)),
+            (b"PING", None),
             (b"ABCDEFGHIJKLMNOPQRSTUVWXYZ", Some(Detected::Opaque)),
         ];
         for (bytes, expected) in rows {
@@ -156,9 +182,20 @@ mod tests {
         tokio::io::AsyncWriteExt::write_all(&mut client, b"GET / HTTP/1.1\r\n\r\n").await.expect("duplex is open");
         drop(client);
         let mut seen = BytesMut::new();
-        assert_eq!(first_bytes(&mut server, &mut seen).await.expect("readable"), Detected::Http1);
+        assert_eq!(first_bytes(&mut server, &mut seen, None).await.expect("readable"), Detected::Http1);
         let mut all = Vec::new();
         Rewound::new(seen, server).read_to_end(&mut all).await.expect("readable");
         assert_eq!(all, b"GET / HTTP/1.1\r\n\r\n");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_caller_that_waits_after_a_word_is_not_held_up() {
+        let (mut client, mut server) = tokio::io::duplex(64);
+        tokio::io::AsyncWriteExt::write_all(&mut client, b"PING").await.expect("duplex is open");
+        let mut seen = BytesMut::new();
+        assert_eq!(first_bytes(&mut server, &mut seen, Some(STALL)).await.expect("readable"), Detected::Opaque);
+        assert_eq!(&seen[..], b"PING");
+        let endless = tokio::time::timeout(Duration::from_secs(3600), first_bytes(&mut server, &mut seen, None)).await;
+        assert!(endless.is_err(), "without a stall it is waited for");
     }
 }

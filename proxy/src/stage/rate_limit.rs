@@ -162,7 +162,9 @@ impl Limit {
 
     fn give_back(&self, caller: &Caller) {
         if self.config.per == LimitKey::All {
-            let _ = self.shared.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |arrival| Some(arrival.saturating_sub(self.cost)));
+            let _ = self
+                .shared
+                .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |arrival| Some(arrival.saturating_sub(self.cost)));
             return;
         }
         with_key(caller, |key| {
@@ -233,8 +235,7 @@ mod tests {
         let limiter = Limiter::new(&limits, None);
         let caller = from([10, 0, 0, 1]);
         assert_eq!(admitted(&limiter, &caller, limiter.start, 50), 1);
-        let others: usize =
-            (2..=200).map(|last| admitted(&limiter, &from([10, 0, 0, last]), limiter.start, 1)).sum();
+        let others: usize = (2..=200).map(|last| admitted(&limiter, &from([10, 0, 0, last]), limiter.start, 1)).sum();
         assert_eq!(others, 99);
     }
 
@@ -252,8 +253,7 @@ mod tests {
     fn a_flood_of_clients_stays_in_bounded_memory_and_shares_one_budget() {
         let limiter = Limiter::new(&[limit(10, 2, LimitKey::Client)], None);
         let flood = 3 * MOST_CLIENTS as u32;
-        let admitted: usize =
-            (0..flood).map(|n| admitted(&limiter, &from(n.to_be_bytes()), limiter.start, 1)).sum();
+        let admitted: usize = (0..flood).map(|n| admitted(&limiter, &from(n.to_be_bytes()), limiter.start, 1)).sum();
         let held: usize = limiter.limits[0].clients.iter().map(|shard| shard.lock().expect("not poisoned").len()).sum();
         assert!(held <= MOST_CLIENTS, "{held}");
         assert_eq!(admitted, held + 2);

@@ -56,7 +56,9 @@ impl MeshView {
             .services
             .values()
             .map(|service| beside_us(service, &own))
-            .flat_map(|service| service.addresses.clone().into_iter().map(move |address| (address, Arc::clone(&service))))
+            .flat_map(|service| {
+                service.addresses.clone().into_iter().map(move |address| (address, Arc::clone(&service)))
+            })
             .collect();
         let workloads = config
             .meshed_workloads
@@ -93,12 +95,17 @@ impl MeshView {
     /// Whether `endpoint` is still what the control plane names at that address.
     pub fn names(&self, endpoint: &Endpoint) -> bool {
         let by_service = || {
-            self.config.services.values().flat_map(|s| &s.ports).flat_map(|p| &p.endpoints).any(|known| known == endpoint)
+            self.config
+                .services
+                .values()
+                .flat_map(|s| &s.ports)
+                .flat_map(|p| &p.endpoints)
+                .any(|known| known == endpoint)
         };
         let by_address = || {
-            self.workloads.get(&endpoint.address.ip()).is_some_and(|index| {
-                Some(&self.config.meshed_workloads[*index].identity) == endpoint.identity.as_ref()
-            })
+            self.workloads
+                .get(&endpoint.address.ip())
+                .is_some_and(|index| Some(&self.config.meshed_workloads[*index].identity) == endpoint.identity.as_ref())
         };
         self.own.contains(&endpoint.address.ip()) || by_service() || by_address()
     }

@@ -47,7 +47,8 @@ pub async fn open(stream: &mut TcpStream, seen: &mut BytesMut) -> io::Result<Opt
                 Ok(None) => {}
                 // A sidecar waits for our flight after its hello: more bytes than that are not a sidecar's.
                 Ok(Some(accepted)) if fed == seen.len() => {
-                    let ours = accepted.client_hello().alpn().into_iter().flatten().any(|name| ALPN_ALL.contains(&name));
+                    let ours =
+                        accepted.client_hello().alpn().into_iter().flatten().any(|name| ALPN_ALL.contains(&name));
                     return Ok(ours.then_some(accepted));
                 }
                 Ok(Some(_)) | Err(_) => return Ok(None),
@@ -97,7 +98,9 @@ impl Carries {
     }
 
     fn from_alpn(name: Option<&[u8]>) -> Option<Self> {
-        [Self::Http1, Self::Http2, Self::Opaque, Self::Undecided].into_iter().find(|carries| Some(carries.alpn()) == name)
+        [Self::Http1, Self::Http2, Self::Opaque, Self::Undecided]
+            .into_iter()
+            .find(|carries| Some(carries.alpn()) == name)
     }
 }
 
@@ -131,7 +134,11 @@ impl HandshakeError {
 }
 
 /// Finishes a sidecar's handshake as server.
-pub async fn terminate(hello: Accepted, stream: TcpStream, config: Arc<ServerConfig>) -> Result<Terminated, HandshakeError> {
+pub async fn terminate(
+    hello: Accepted,
+    stream: TcpStream,
+    config: Arc<ServerConfig>,
+) -> Result<Terminated, HandshakeError> {
     let handshake = StartHandshake::from_parts(hello, stream).into_stream(config);
     let stream = tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake).await.map_err(|_| HandshakeError::Timeout)??;
     let (_, connection) = stream.get_ref();
@@ -144,7 +151,10 @@ pub async fn terminate(hello: Accepted, stream: TcpStream, config: Arc<ServerCon
 }
 
 /// Makes the handshake as client. The server's identity was judged by `config`.
-pub async fn originate(stream: TcpStream, config: Arc<rustls::ClientConfig>) -> Result<(client::TlsStream<TcpStream>, Peer), HandshakeError> {
+pub async fn originate(
+    stream: TcpStream,
+    config: Arc<rustls::ClientConfig>,
+) -> Result<(client::TlsStream<TcpStream>, Peer), HandshakeError> {
     let connector = tokio_rustls::TlsConnector::from(config);
     let handshake = connector.connect(weft_certs::tls_config::server_name(), stream);
     let stream = tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake).await.map_err(|_| HandshakeError::Timeout)??;

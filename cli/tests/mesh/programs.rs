@@ -1,0 +1,119 @@
+//! Unmodified programs go through the sidecars: curl, nginx, psql with PostgreSQL. Run where they are installed.
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use weft_loadtests::lab::{Pod, Program, testing::Test};
+use weft_loadtests::mesh::{eventually, find_program, run_to_end};
+
+use crate::fixture::{PATIENCE, Pair};
+
+/// The tests whose programs are there, and names of those whose are not.
+pub fn tests() -> (Vec<Test>, Vec<String>) {
+    let all: [(Test, &str, bool); 3] = [
+        (("curl_is_served_by_the_application", curl), "curl", find_program(CURL).is_some()),
+        (("nginx_serves_curl", nginx), "nginx and curl", find_program(NGINX).is_some() && find_program(CURL).is_some()),
+        (
+            ("psql_works_with_postgresql", postgres),
+            "PostgreSQL's server and psql",
+            postgres_folder().is_some() && find_program(PSQL).is_some(),
+        ),
+    ];
+    let (there, missing): (Vec<_>, Vec<_>) = all.into_iter().partition(|(_, _, there)| *there);
+    let missing = missing.into_iter().map(|((name, _), what, _)| format!("{name} (skipped: {what} not installed)"));
+    (there.into_iter().map(|(test, _, _)| test).collect(), missing.collect())
+}
+
+const CURL: &[&str] = &["/usr/bin/curl", "/usr/local/bin/curl"];
+const NGINX: &[&str] = &["/usr/sbin/nginx", "/usr/bin/nginx"];
+const PSQL: &[&str] = &["/usr/bin/psql", "/usr/local/bin/psql"];
+/// A user other than root: PostgreSQL refuses to run as root, and nginx would change to a user that the lab does not map.
+const NOBODY: u32 = 65534;
+
+/// The newest of Debian's PostgreSQL servers.
+fn postgres_folder() -> Option<PathBuf> {
+    let versions = std::fs::read_dir("/usr/lib/postgresql").ok()?;
+    let folders = versions.flatten().map(|entry| entry.path().join("bin"));
+    folders.filter(|folder| folder.join("postgres").is_file() && folder.join("initdb").is_file()).max()
+}
+
+fn program(places: &[&str]) -> Result<Program> {
+    Ok(Program::new(find_program(places).context("it was there a moment ago")?))
+}
+
+fn curl_in(pod: &Pod, arguments: &[&str]) -> Result<String> {
+    run_to_end(pod, program(CURL)?.args(["--silent", "--show-error", "--max-time", "15"]).args(arguments))
+}
+
+fn curl() -> Result<()> {
+    let pair = Pair::start("curl")?;
+    let _app = pair.serve_http()?;
+    let answer = curl_in(&pair.client.pod, &["http://server.shop.svc/by-name"])?;
+    ensure!(answer.contains("\"path\":\"/by-name\"") && answer.contains("sa/client"), "{answer}");
+    let answer = curl_in(&pair.client.pod, &["--http2-prior-knowledge", "-d", "a=b", "http://server.shop.svc/two"])?;
+    ensure!(answer.contains("HTTP/2.0") && answer.contains("\"body_length\":3"), "{answer}");
+    Ok(())
+}
+
+fn nginx() -> Result<()> {
+    let pair = Pair::start("nginx")?;
+    let folder = pair.server.pod.directory().to_owned();
+    let page: String = (0..200_000).map(|n| char::from(b'a' + (n % 26) as u8)).collect();
+    std::fs::write(folder.join("page.html"), &page)?;
+    let config = format!(
+        "daemon off; pid {0}/nginx.pid; error_log stderr;\nevents {{}}\n\
+         http {{ access_log off; client_body_temp_path {0}/b; proxy_temp_path {0}/p; fastcgi_temp_path {0}/f;\n\
+         uwsgi_temp_path {0}/u; scgi_temp_path {0}/s;\n server {{ listen 8080; listen [::]:8080; root {0}; }} }}\n",
+        folder.display()
+    );
+    std::fs::write(folder.join("nginx.conf"), config)?;
+    let server = program(NGINX)?.uid(NOBODY).arg("-c").arg(folder.join("nginx.conf")).arg("-e").arg("stderr");
+    let nginx = pair.server.pod.spawn(server)?;
+    eventually("nginx answers", PATIENCE, || {
+        Ok(curl_in(&pair.client.pod, &["http://server.shop.svc/page.html"]).is_ok_and(|body| body == page))
+    })
+    .with_context(|| nginx.stderr())?;
+    let many: Vec<String> = (0..50).map(|_| "http://server.shop.svc/page.html".to_owned()).collect();
+    let many: Vec<&str> = many.iter().map(String::as_str).collect();
+    ensure!(curl_in(&pair.client.pod, &many)?.len() == 50 * page.len(), "50 pages over one connection");
+    let head = curl_in(&pair.client.pod, &["--head", "http://server.shop.svc/page.html"])?;
+    ensure!(head.starts_with("HTTP/1.1 200") && head.to_lowercase().contains("content-length: 200000"), "{head}");
+    Ok(())
+}
+
+fn postgres() -> Result<()> {
+    let pair = Pair::start("postgres")?;
+    let bin = postgres_folder().context("it was there a moment ago")?;
+    let data = pair.server.pod.directory().join("data");
+    std::fs::create_dir(&data)?;
+    let initdb = Program::new(bin.join("initdb")).uid(NOBODY).arg("-D").arg(&data);
+    run_to_end(&pair.server.pod, initdb.args(["-U", "shop", "--auth=trust", "--no-sync", "--locale=C"]))
+        .context("initdb")?;
+    std::fs::write(data.join("pg_hba.conf"), "host all all 0.0.0.0/0 trust\nhost all all ::/0 trust\n")?;
+    let server = Program::new(bin.join("postgres")).uid(NOBODY).arg("-D").arg(&data);
+    let server = pair.server.pod.spawn(server.args([
+        "-p",
+        "9000",
+        "-c",
+        "listen_addresses=*",
+        "-c",
+        "unix_socket_directories=",
+    ]))?;
+    let psql = |sql: &str| {
+        let psql = program(PSQL)?.env("PGCONNECT_TIMEOUT", "10");
+        let target = format!("host={} port=9000 user=shop dbname=postgres", Ipv4Addr::new(10, 96, 0, 10));
+        run_to_end(&pair.client.pod, psql.args([target.as_str(), "-At", "-v", "ON_ERROR_STOP=1", "-c", sql]))
+    };
+    eventually("PostgreSQL answers", Duration::from_secs(30), || {
+        Ok(psql("select 1").is_ok_and(|answer| answer == "1\n"))
+    })
+    .with_context(|| server.stderr())?;
+    let answer = psql("create table t as select generate_series(1, 100000) n; select count(*), sum(n) from t")?;
+    ensure!(answer.ends_with("100000|5000050000\n"), "{answer}");
+    let rows = psql("select repeat('x', 100) from t")?;
+    ensure!(rows.len() == 101 * 100_000, "{}", rows.len());
+    let tcp = pair.server.metric("weft_tcp_connections_total", &["tls=\"true\"", "source=\"client\""])?;
+    ensure!(tcp >= 3.0, "{tcp}: by mutual TLS");
+    Ok(())
+}
