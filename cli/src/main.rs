@@ -1,4 +1,6 @@
 //! `weft`: one binary that can run everything, on a laptop, an edge host or a server.
+mod demo;
+
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
@@ -26,6 +28,11 @@ enum Command {
     /// Join tokens, with which sidecars prove their identity.
     #[command(subcommand)]
     Token(TokenCommand),
+    /// Build a whole mesh on this machine, without root, put it under load and watch it keep its promises.
+    Demo(demo::DemoArgs),
+    /// Run an application of the demo.
+    #[command(hide = true)]
+    DemoApp(demo::apps::AppArgs),
 }
 
 #[derive(Args)]
@@ -65,10 +72,14 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::ControlPlane(args) => weft_control_plane::main(args)?,
         Command::Proxy(proxy) => match *proxy {
-            ProxyCommand { command: Some(ProxySubcommand::Init(args)), .. } => println!("{}", redirect::run_init(&args)?),
+            ProxyCommand { command: Some(ProxySubcommand::Init(args)), .. } => {
+                println!("{}", redirect::run_init(&args)?)
+            }
             ProxyCommand { proxy: Some(args), .. } => weft_proxy::app::run(Settings::resolve(args)?)?,
             ProxyCommand { .. } => anyhow::bail!("nothing to run: see `weft proxy --help`"),
         },
+        Command::Demo(args) => return demo::main(&args),
+        Command::DemoApp(args) => demo::apps::main(&args)?,
         Command::Token(TokenCommand::Create(args)) => println!("{}", weft_control_plane::create_token(&args)?),
     }
     Ok(ExitCode::SUCCESS)
