@@ -215,7 +215,9 @@ impl IdentityPattern {
             };
         }
         let (closed, open) = path.strip_suffix('*').map_or((path, false), |path| (path, true));
-        if closed.split('/').any(|segment| segment != "*" && segment.contains('*')) {
+        let last = closed.rsplit('/').next().unwrap_or_default();
+        let misplaced = closed.split('/').any(|segment| segment != "*" && segment.contains('*'));
+        if misplaced || (open && last.contains('*')) {
             return refuse(
                 "has `*` where it has no meaning",
                 "Write `*` at the end, or as a whole segment of the path.",

@@ -2,12 +2,10 @@
 //!
 //! A document that is broken never hides those beside it, and no text costs more than its size warrants: the size, the
 //! depth, the number of values and the expansion of aliases are bounded before anything is built.
-use serde_saphyr::options::DuplicateKeyPolicy;
-use serde_saphyr::{Error, MessageFormatter, Options, Spanned, UserMessageFormatter};
-
 use super::error::{listed, nearest, quoted};
 use super::metadata;
 use super::node::{At, Fields, Node, Shape, Value};
+use super::yaml::parse_text;
 use super::{
     API_VERSION, AuthorizationPolicy, Namespace, NamespacedName, RateLimitPolicy, ResourceError, Service, Workload,
 };
@@ -16,11 +14,6 @@ use super::{
 pub const MAX_TEXT_BYTES: usize = 1 << 20;
 /// Documents that a text may have.
 const MAX_DOCUMENTS: usize = 5_000;
-/// Depth of nesting. Real manifests stay below 30.
-const MAX_DEPTH: usize = 64;
-/// Values that aliases may add to a document.
-const MAX_ALIASED_VALUES: usize = 10_000;
-
 /// The document's own fields; `status` is written by the control plane and not read.
 const DOCUMENT: Shape = Shape { known: &["apiVersion", "kind", "metadata", "spec", "status"], later: &[] };
 
@@ -210,60 +203,6 @@ fn is_blank(line: &str) -> bool {
     line.is_empty() || line.starts_with('#')
 }
 
-fn options() -> Options {
-    serde_saphyr::options! {
-        budget: serde_saphyr::budget! {
-            max_depth: MAX_DEPTH,
-            flow_nesting_limit: MAX_DEPTH,
-            max_documents: 1,
-            max_recorded_anchor_events: 10 * MAX_ALIASED_VALUES,
-            max_recorded_anchor_bytes: MAX_TEXT_BYTES,
-        },
-        alias_limits: serde_saphyr::alias_limits! {
-            max_total_replayed_events: MAX_ALIASED_VALUES,
-            max_replay_stack_depth: 8,
-        },
-        duplicate_keys: DuplicateKeyPolicy::Error,
-        // `country: no` is a text, as YAML 1.2 has it; typed fields are checked by their readers.
-        strict_booleans: true,
-        emit_comments: false,
-        with_snippet: false,
-    }
-}
-
-/// Parses one document that stands behind `lines_before` lines.
-pub(crate) fn parse_text(text: &str, lines_before: usize) -> Result<Node, ResourceError> {
-    match serde_saphyr::from_str_with_options::<Spanned<Value>>(text, options()) {
-        Ok(value) => {
-            let mut node = Node::from(value);
-            node.shift(lines_before);
-            Ok(node)
-        }
-        Err(error) => {
-            let line = error.location().and_then(|location| usize::try_from(location.line()).ok()).unwrap_or(1);
-            Err(ResourceError { line: lines_before + line.max(1), ..yaml_error(&error) })
-        }
-    }
-}
-
-fn yaml_error(error: &Error) -> ResourceError {
-    let error = error.without_snippet();
-    let remedy = match error {
-        Error::DuplicateMappingKey { .. } => "Write each field once.",
-        Error::Budget { .. }
-        | Error::AliasReplayLimitExceeded { .. }
-        | Error::AliasReplayStackDepthExceeded { .. }
-        | Error::AliasExpansionLimitExceeded { .. }
-        | Error::RecursiveReferencesRequireWeakTypes { .. } => {
-            "Write the document plainly, without nesting or aliases of that size."
-        }
-        _ => "Check indentation, quotation marks and colons near this line.",
-    };
-    let message: String =
-        UserMessageFormatter.format_message(error).chars().take(300).flat_map(char::escape_debug).collect();
-    ResourceError::new(0, format!("the YAML cannot be read: {message}"), remedy)
-}
-
 /// Adds the resource of a document, or those of a List.
 fn documents_of(node: &Node, resources: &mut Vec<Result<Resource, ResourceError>>) {
     if matches!(node.value, Value::Null) {
@@ -279,9 +218,10 @@ fn documents_of(node: &Node, resources: &mut Vec<Result<Resource, ResourceError>
 }
 
 fn resource(node: &Node) -> Result<Resource, ResourceError> {
-    let kind = node.field("kind").and_then(Node::as_text).filter(|kind| KINDS.contains(kind));
+    let kind = node.field("kind").and_then(Node::as_text);
+    let kind = KINDS.iter().copied().find(|known| Some(*known) == kind);
     parse(node).map_err(|mut error| {
-        error.kind = kind.map(str::to_owned);
+        error.kind = kind;
         error.name = kind.and_then(|_| metadata::hint(node));
         if kind == Some("Namespace")
             && let Some(name) = &mut error.name

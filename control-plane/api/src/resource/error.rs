@@ -10,8 +10,8 @@ use super::NamespacedName;
 pub struct ResourceError {
     /// Line in the text that was parsed, counted from 1; 0 if the value did not come from a text.
     pub line: usize,
-    /// The document's `kind`, as far as it could be read.
-    pub kind: Option<String>,
+    /// The document's `kind`, if it is one that is read here.
+    pub kind: Option<&'static str>,
     /// The document's name, as far as it could be read (for a cluster-wide kind the namespace is empty).
     pub name: Option<NamespacedName>,
     /// What is wrong: a clause that starts with the field.

@@ -17,6 +17,7 @@ mod rate_limit_policy;
 mod service;
 mod target;
 mod workload;
+mod yaml;
 
 pub use authorization_policy::{Action, AuthorizationPolicy, Caller, Condition, Mode, Operation, Rule};
 pub use document::{MAX_TEXT_BYTES, Resource, Skipped, parse_documents};
@@ -29,7 +30,7 @@ pub use service::{Service, ServicePort, TargetPort};
 pub use target::{Subject, Target};
 pub use workload::{Workload, WorkloadPort};
 
-pub(crate) use document::parse_text;
+pub(crate) use yaml::parse_text;
 
 /// `apiVersion` of Weft's own kinds.
 pub const API_VERSION: &str = "policy.weft.dev/v1alpha1";

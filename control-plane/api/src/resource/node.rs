@@ -6,9 +6,6 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::RangeInclusive;
 
-use serde::de::{self, Deserialize, Deserializer};
-use serde_saphyr::Spanned;
-
 use super::ResourceError;
 use super::error::{listed, nearest, quoted};
 
@@ -41,74 +38,6 @@ pub(crate) struct Entry {
     pub(crate) node: Node,
 }
 
-impl From<Spanned<Value>> for Node {
-    fn from(spanned: Spanned<Value>) -> Self {
-        Self { line: usize::try_from(spanned.referenced.line()).unwrap_or(0), value: spanned.value }
-    }
-}
-
-impl<'de> Deserialize<'de> for Value {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(ValueVisitor)
-    }
-}
-
-struct ValueVisitor;
-
-impl<'de> de::Visitor<'de> for ValueVisitor {
-    type Value = Value;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a value")
-    }
-    fn visit_unit<E>(self) -> Result<Value, E> {
-        Ok(Value::Null)
-    }
-    fn visit_none<E>(self) -> Result<Value, E> {
-        Ok(Value::Null)
-    }
-    fn visit_bool<E>(self, value: bool) -> Result<Value, E> {
-        Ok(Value::Boolean(value))
-    }
-    fn visit_i64<E>(self, value: i64) -> Result<Value, E> {
-        Ok(Value::Integer(value.into()))
-    }
-    fn visit_u64<E>(self, value: u64) -> Result<Value, E> {
-        Ok(Value::Integer(value.into()))
-    }
-    fn visit_i128<E>(self, value: i128) -> Result<Value, E> {
-        Ok(Value::Integer(value))
-    }
-    fn visit_u128<E>(self, value: u128) -> Result<Value, E> {
-        Ok(Value::Integer(i128::try_from(value).unwrap_or(i128::MAX)))
-    }
-    fn visit_f64<E>(self, value: f64) -> Result<Value, E> {
-        Ok(Value::Float(value))
-    }
-    fn visit_str<E>(self, value: &str) -> Result<Value, E> {
-        Ok(Value::Text(value.to_owned()))
-    }
-    fn visit_string<E>(self, value: String) -> Result<Value, E> {
-        Ok(Value::Text(value))
-    }
-    fn visit_seq<A: de::SeqAccess<'de>>(self, mut items: A) -> Result<Value, A::Error> {
-        let mut list = Vec::new();
-        while let Some(item) = items.next_element::<Spanned<Value>>()? {
-            list.push(item.into());
-        }
-        Ok(Value::List(list))
-    }
-    fn visit_map<A: de::MapAccess<'de>>(self, mut map: A) -> Result<Value, A::Error> {
-        let mut entries: Vec<Entry> = Vec::new();
-        while let Some(key) = map.next_key::<Spanned<String>>()? {
-            let node: Spanned<Value> = map.next_value()?;
-            let line = usize::try_from(key.referenced.line()).unwrap_or(0);
-            entries.push(Entry { key: key.value, line, node: node.into() });
-        }
-        Ok(Value::Object(entries))
-    }
-}
-
 impl Node {
     /// The field `key` of an object.
     pub(crate) fn field(&self, key: &str) -> Option<&Node> {
@@ -122,18 +51,6 @@ impl Node {
         match &self.value {
             Value::Text(text) => Some(text),
             _ => None,
-        }
-    }
-    /// Moves every line by `lines`: the text began further down in its file.
-    pub(crate) fn shift(&mut self, lines: usize) {
-        self.line += lines;
-        match &mut self.value {
-            Value::List(items) => items.iter_mut().for_each(|item| item.shift(lines)),
-            Value::Object(entries) => entries.iter_mut().for_each(|entry| {
-                entry.line += lines;
-                entry.node.shift(lines);
-            }),
-            _ => {}
         }
     }
     fn what(&self) -> String {
