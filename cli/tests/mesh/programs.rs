@@ -70,13 +70,14 @@ fn nginx() -> Result<()> {
     std::fs::write(folder.join("nginx.conf"), config)?;
     let server = program(NGINX)?.uid(NOBODY).arg("-c").arg(folder.join("nginx.conf")).arg("-e").arg("stderr");
     let nginx = pair.server.pod.spawn(server)?;
-    eventually("nginx answers", PATIENCE, || {
-        Ok(curl_in(&pair.client.pod, &["http://server.shop.svc/page.html"]).is_ok_and(|body| body == page))
-    })
-    .with_context(|| nginx.stderr())?;
-    let many: Vec<String> = (0..50).map(|_| "http://server.shop.svc/page.html".to_owned()).collect();
-    let many: Vec<&str> = many.iter().map(String::as_str).collect();
-    ensure!(curl_in(&pair.client.pod, &many)?.len() == 50 * page.len(), "50 pages over one connection");
+    let copy = pair.client.pod.directory().join("copy.html");
+    let fetch = ["--fail", "--output", copy.to_str().context("a UTF-8 path")?, "http://server.shop.svc/page.html"];
+    eventually("nginx answers", PATIENCE, || Ok(curl_in(&pair.client.pod, &fetch).is_ok()))
+        .with_context(|| format!("{}{}", nginx.stdout(), nginx.stderr()))?;
+    ensure!(std::fs::read_to_string(&copy)? == page, "the page is not what nginx has");
+    let sizes = ["--write-out", "%{size_download} ", "--output", "/dev/null", "http://server.shop.svc/page.html?[1-50]"];
+    let sizes = curl_in(&pair.client.pod, &sizes)?;
+    ensure!(sizes.split_whitespace().filter(|size| *size == "200000").count() == 50, "50 pages over one connection: {sizes}");
     let head = curl_in(&pair.client.pod, &["--head", "http://server.shop.svc/page.html"])?;
     ensure!(head.starts_with("HTTP/1.1 200") && head.to_lowercase().contains("content-length: 200000"), "{head}");
     Ok(())
