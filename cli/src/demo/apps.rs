@@ -23,6 +23,8 @@ use super::http::{Answer, Client};
 pub(crate) const PORT: u16 = 8080;
 /// Where orders finds users and inventory.
 pub(crate) const USERS: &str = "users.shop.svc";
+/// Where users and inventory find orders.
+pub(crate) const ORDERS: &str = "orders.shop.svc";
 /// See [`USERS`].
 pub(crate) const INVENTORY: &str = "inventory.shop.svc";
 
@@ -37,7 +39,7 @@ pub(crate) struct AppArgs {
 /// An application of the shop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum App {
-    /// `GET /orders/{id}`: asks the other two.
+    /// `GET /orders/{id}`: asks the other two; `GET /health`.
     Orders,
     /// `GET /users/{id}`.
     Users,
@@ -93,6 +95,7 @@ async fn answer(
     let caller = request.headers().get("x-forwarded-client-cert").and_then(|value| value.to_str().ok());
     let (status, body) = match (app, request.method(), collection) {
         (App::Orders, &Method::GET, "orders") => order(&client, id).await,
+        (App::Orders, &Method::GET, "health") => (StatusCode::OK, json!({"healthy": true, "caller": caller})),
         (App::Users, &Method::GET, "users") => {
             (StatusCode::OK, json!({"user": id, "name": "Ada", "pod": pod, "caller": caller}))
         }

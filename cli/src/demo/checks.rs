@@ -13,7 +13,7 @@ use weft_loadtests::load::{Plan, Report};
 use weft_loadtests::mesh::{MeshPod, sum_of};
 
 use super::Interrupt;
-use super::apps::{INVENTORY, PORT};
+use super::apps::{INVENTORY, ORDERS, PORT};
 use super::observe::Reading;
 use super::resources::{DELETE_POLICY, IDENTITY_PREFIX, LIMIT_POLICY, report_readers};
 use super::shop::{CERTIFICATE_LIFETIME, Load, Shop, failures};
@@ -159,18 +159,19 @@ pub(crate) fn forbidden(shop: &Shop) -> Result<String> {
     Ok(format!("DELETE /stock/1 by orders got 403: {}", answer.body.trim()))
 }
 
-/// Users calls more often than it may; the load on orders goes on.
+/// Users calls orders more often than it may; inventory, which has a budget of its own, and the load go on.
 pub(crate) fn burst(shop: &Shop, load: &Load, interrupt: &Interrupt) -> Result<String> {
     let before = load.so_far();
-    let url: http::Uri = format!("http://{INVENTORY}/stock/1").parse()?;
+    let url: http::Uri = format!("http://{ORDERS}/health").parse()?;
     let report = shop.pod("users").pod.run(move || async move {
-        let load = Plan::get(url).connections(8).start()?;
+        let load = Plan::get(url).connections(4).start()?;
         let deadline = Instant::now() + PATIENCE;
         while load.report().status(429) < 20 && Instant::now() < deadline {
-            tokio::time::sleep(Duration::from_millis(20)).await;
+            tokio::time::sleep(Duration::from_millis(10)).await;
         }
         anyhow::Ok(load.stop().await)
     })??;
+    let other = shop.ask(&shop.pod("inventory-1").pod, Method::GET, ORDERS, "/health")?;
     shop.count(|requests| {
         report.by_status.iter().for_each(|(status, count)| requests.add(*status, *count));
         requests.failed += report.failed();
@@ -179,15 +180,17 @@ pub(crate) fn burst(shop: &Shop, load: &Load, interrupt: &Interrupt) -> Result<S
     ensure!(limited > 0, "no call of the burst was limited: {report}");
     ensure!(
         ok > 0 && ok + limited == report.answered() && report.failed() == 0,
-        "the burst met other faults: {report}"
+        "the burst met other faults: {report}\n{}",
+        shop.logs(&["users", "orders"])
     );
     let policy = format!("policy=\"shop/{LIMIT_POLICY}\"");
-    let count = |pod: &MeshPod| pod.metric("weft_rate_limit_decisions_total", &["decision=\"limit\"", &policy]);
-    let counted = shop.inventory().map(count).sum::<Result<f64>>()?;
+    let counted = shop.pod("orders").metric("weft_rate_limit_decisions_total", &["decision=\"limit\"", &policy])?;
     ensure!(counted >= limited as f64, "{limited} calls were limited, the metrics count {counted}");
+    let other = other.map_err(|fault| anyhow::anyhow!("meanwhile a call by inventory failed: {fault}"))?;
+    ensure!(other.status == 200, "meanwhile a call by inventory got {} {}", other.status, other.body.trim());
     unharmed(shop, load, &before, interrupt)?;
     Ok(format!(
-        "{limited} of {} calls by users got 429 from {LIMIT_POLICY}; no order failed meanwhile",
+        "{limited} of {} calls by users got 429 from {LIMIT_POLICY}; a call by inventory got 200, and no order failed",
         report.answered()
     ))
 }

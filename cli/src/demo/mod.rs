@@ -12,6 +12,7 @@ mod shop;
 mod summary;
 mod view;
 
+use std::io::Write as _;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -71,11 +72,9 @@ pub(crate) fn main(args: &DemoArgs) -> Result<ExitCode> {
     if let Err(error) = &outcome {
         summary.cut_short(error);
     }
-    if args.json {
-        println!("{}", serde_json::to_string_pretty(&summary)?);
-    } else {
-        println!("{}", summary.to_text());
-    }
+    let text = if args.json { serde_json::to_string_pretty(&summary)? } else { summary.to_text() };
+    // A reader that has gone is no reason to fail: the exit code says it all.
+    let _ = writeln!(std::io::stdout(), "{text}");
     match outcome {
         _ if interrupt.is_set() => {
             eprintln!("weft demo: interrupted");
@@ -134,7 +133,7 @@ impl Script<'_> {
         let frames = capture.stop()?;
         self.tell(summary, Promise::NoPlaintext, checks::no_plaintext(shop, &frames, &self.marker))?;
         drop(frames);
-        self.at(0.2, "users calls inventory far more often than it may")?;
+        self.at(0.2, "users calls orders far more often than it may")?;
         self.tell(summary, Promise::Burst, checks::burst(shop, load, interrupt))?;
         self.at(0.3, "the policy of inventory's reports is edited, and edited back")?;
         self.tell(summary, Promise::PolicyEdit, checks::policy_edit(shop, interrupt))?;

@@ -283,8 +283,9 @@ fn decision(pod: &str, line: &str) -> Option<Decision> {
     };
     let why = [text("policy"), text("limit"), text("reason"), text("detail")];
     let why: Vec<&str> = why.into_iter().filter(|part| !part.is_empty()).collect();
-    let what = format!("{} {}", text("method"), text("path"));
-    let text = format!("{pod}: {} {caller} {} ({})", text("outcome"), what.trim(), why.join(", "));
+    let said = [text("outcome"), &caller, text("method"), text("path")];
+    let said: Vec<&str> = said.into_iter().filter(|part| !part.is_empty()).collect();
+    let text = format!("{pod}: {} ({})", said.join(" "), why.join(", "));
     Some(Decision { time: time.to_owned(), text, count: 1 })
 }
 

@@ -13,10 +13,9 @@ pub(crate) const ADDRESSES: [(&str, [u8; 4]); 3] = [
 /// Names of policies that the demo looks for in refusals.
 pub(crate) const DELETE_POLICY: &str = "nobody-deletes-stock";
 /// See [`DELETE_POLICY`].
-pub(crate) const LIMIT_POLICY: &str = "inventory-is-shared";
+pub(crate) const LIMIT_POLICY: &str = "orders-is-shared";
 
-/// The namespace, where nothing is allowed that is not listed, its Services and its policies. The limit is not below the
-/// whole load's rate, so that one replica could take all of it.
+/// The namespace, where nothing is allowed that is not listed, its Services and its policies.
 pub(crate) const SHOP: &str = "
 apiVersion: v1
 kind: Namespace
@@ -67,12 +66,22 @@ spec:
   - to: [{methods: [DELETE]}]
 ---
 apiVersion: policy.weft.dev/v1alpha1
-kind: RateLimitPolicy
-metadata: {name: inventory-is-shared, namespace: shop}
+kind: AuthorizationPolicy
+metadata: {name: health-readers, namespace: shop}
 spec:
-  targetRefs: [{kind: Service, name: inventory}]
+  targetRefs: [{kind: Service, name: orders}]
+  action: Allow
+  rules:
+  - from: [{serviceAccounts: [users, inventory]}]
+    to: [{methods: [GET], paths: [\"/health\"]}]
+---
+apiVersion: policy.weft.dev/v1alpha1
+kind: RateLimitPolicy
+metadata: {name: orders-is-shared, namespace: shop}
+spec:
+  targetRefs: [{kind: Service, name: orders}]
   limits:
-  - {name: per-client, requests: 40, window: 1s, burst: 60, per: Client, scope: Pod}
+  - {name: per-client, requests: 10, window: 1s, burst: 10, per: Client, scope: Pod}
 ";
 
 /// The policy that is edited while the demo runs: who reads inventory's reports.
@@ -96,7 +105,7 @@ mod tests {
     #[test]
     fn the_mesh_understands_every_document() {
         let reports = super::report_readers("auditors");
-        for (text, wanted) in [(super::SHOP, 8), (reports.as_str(), 1)] {
+        for (text, wanted) in [(super::SHOP, 9), (reports.as_str(), 1)] {
             let read: Result<Vec<_>, _> = weft_api::resource::parse_documents(text).into_iter().collect();
             assert_eq!(read.expect("every document is valid").len(), wanted);
         }
