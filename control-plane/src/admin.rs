@@ -1,5 +1,5 @@
-//! The admin endpoints: /metrics, /ready and /live for everybody; /workloads and /config/errors, which tell of the mesh,
-//! for callers on loopback that name this host as loopback (a web page cannot reach them by rebinding a name).
+//! The admin endpoints: /metrics, /ready and /live for everybody; /workloads, /config/errors and /config/idle-policies,
+//! which tell of the mesh, for callers on loopback that name this host as loopback (a web page cannot reach them by rebinding a name).
 //!
 //! Nothing here changes anything. A caller that sends its headers slower than 2 seconds is cut off.
 use std::convert::Infallible;
@@ -79,6 +79,7 @@ fn router(admin: Admin) -> Router {
     let private = Router::new()
         .route("/workloads", get(workloads))
         .route("/config/errors", get(config_errors))
+        .route("/config/idle-policies", get(idle_policies))
         .route_layer(middleware::from_fn(loopback_only));
     Router::new()
         .route("/live", get(|| async { "live\n" }))
@@ -106,6 +107,10 @@ async fn workloads(State(admin): State<Admin>) -> Response {
 
 async fn config_errors(State(admin): State<Admin>) -> Response {
     Json(admin.publisher.config_errors()).into_response()
+}
+
+async fn idle_policies(State(admin): State<Admin>) -> Response {
+    Json(admin.publisher.idle_policies()).into_response()
 }
 
 async fn loopback_only(request: Request, next: Next) -> Response {

@@ -158,7 +158,7 @@ pub async fn start(settings: Settings) -> anyhow::Result<Running> {
         metrics: metrics.clone(),
         stop: stop.clone(),
     };
-    let connections = listener::accept(listener, tls_configs, connection_limit(), stop.clone());
+    let connections = listener::accept(listener, tls_configs, connection_limit(), metrics.clone(), stop.clone());
     let server = Server::builder()
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))

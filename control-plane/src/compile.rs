@@ -21,6 +21,20 @@ pub struct Shared {
     denied_identities: Arc<Vec<SpiffeId>>,
 }
 
+impl Shared {
+    /// Whether both hold the very same values.
+    pub fn is(&self, other: &Self) -> bool {
+        self.services.len() == other.services.len()
+            && self
+                .services
+                .iter()
+                .zip(&other.services)
+                .all(|((name, a), (other, b))| name == other && Arc::ptr_eq(a, b))
+            && Arc::ptr_eq(&self.meshed_workloads, &other.meshed_workloads)
+            && Arc::ptr_eq(&self.denied_identities, &other.denied_identities)
+    }
+}
+
 /// Compiles what is shared, anew for the `changed` namespaces.
 pub fn shared(model: &Model, previous: &Shared, changed: &BTreeSet<String>) -> Shared {
     let mut services = previous.services.clone();
@@ -34,11 +48,10 @@ pub fn shared(model: &Model, previous: &Shared, changed: &BTreeSet<String>) -> S
             services.insert(service.name.clone(), compiled);
         }
     }
-    let meshed = model.workload_names().filter_map(|name| meshed_workload(model, model.workload(name)?)).collect();
     let denied = model.denied().cloned().collect();
     Shared {
         services,
-        meshed_workloads: unless_same(&previous.meshed_workloads, meshed),
+        meshed_workloads: meshed_workloads(model, &previous.meshed_workloads, changed),
         denied_identities: unless_same(&previous.denied_identities, denied),
     }
 }
@@ -47,7 +60,7 @@ pub fn shared(model: &Model, previous: &Shared, changed: &BTreeSet<String>) -> S
 pub fn workload(model: &Model, shared: &Shared, name: &NamespacedName) -> Option<WorkloadConfig> {
     let workload = model.workload(name)?;
     Some(WorkloadConfig {
-        inbound: inbound(model, shared, workload),
+        inbound: inbound(model, shared, name)?,
         services: reachable(shared, workload),
         meshed_workloads: Arc::clone(&shared.meshed_workloads),
         denied_identities: Arc::clone(&shared.denied_identities),
@@ -59,11 +72,13 @@ fn reachable(shared: &Shared, _workload: &Workload) -> BTreeMap<NamespacedName, 
     shared.services.clone()
 }
 
-fn inbound(model: &Model, shared: &Shared, workload: &Workload) -> Inbound {
+/// What the sidecar of the workload called `name` enforces for it. `None`: there is no such workload.
+pub fn inbound(model: &Model, shared: &Shared, name: &NamespacedName) -> Option<Inbound> {
+    let workload = model.workload(name)?;
     let namespace = &workload.name.namespace;
     let services: Vec<NamespacedName> = model.services_of(workload).map(|service| service.name.clone()).collect();
     let subject = Subject { namespace, labels: &workload.labels, services: &services };
-    Inbound {
+    Some(Inbound {
         namespace: namespace.clone(),
         workload: workload.name.name.clone(),
         service_account: workload.service_account.clone(),
@@ -71,7 +86,46 @@ fn inbound(model: &Model, shared: &Shared, workload: &Workload) -> Inbound {
         rate_limits: Arc::new(rate_limits(model, subject)),
         ports: port_hints(model, workload),
         services,
+    })
+}
+
+/// The policies of `namespace` that apply to no workload, as `AuthorizationPolicy shop/callers`: a misspelt target guards
+/// nothing, and nothing else shows it.
+pub fn idle_policies(model: &Model, namespace: &str) -> Vec<String> {
+    let workloads: Vec<(&Workload, Vec<NamespacedName>)> = model
+        .workloads(namespace)
+        .map(|workload| (workload, model.services_of(workload).map(|service| service.name.clone()).collect()))
+        .collect();
+    let idle = |applies: &dyn Fn(Subject<'_>) -> bool| {
+        !workloads.iter().any(|(workload, services)| applies(Subject { namespace, labels: &workload.labels, services }))
+    };
+    let authorization = model
+        .authorization_policies(namespace)
+        .filter(|policy| idle(&|subject| policy.applies_to(subject)))
+        .map(|policy| format!("AuthorizationPolicy {}", policy.name));
+    let rate_limit = model
+        .rate_limit_policies(namespace)
+        .filter(|policy| idle(&|subject| policy.applies_to(subject)))
+        .map(|policy| format!("RateLimitPolicy {}", policy.name));
+    authorization.chain(rate_limit).collect()
+}
+
+/// Who is meshed, by name: anew for the `changed` namespaces, the rest as it was.
+fn meshed_workloads(
+    model: &Model,
+    previous: &Arc<Vec<MeshedWorkload>>,
+    changed: &BTreeSet<String>,
+) -> Arc<Vec<MeshedWorkload>> {
+    let of_changed = changed.iter().flat_map(|namespace| model.workloads(namespace));
+    let anew: Vec<MeshedWorkload> = of_changed.filter_map(|workload| meshed_workload(model, workload)).collect();
+    let is_changed = |workload: &&MeshedWorkload| changed.contains(&workload.name.namespace);
+    if previous.iter().filter(is_changed).eq(&anew) {
+        return Arc::clone(previous);
     }
+    let mut all: Vec<MeshedWorkload> = previous.iter().filter(|workload| !is_changed(workload)).cloned().collect();
+    all.extend(anew);
+    all.sort_by(|a, b| a.name.cmp(&b.name));
+    Arc::new(all)
 }
 
 fn meshed_workload(model: &Model, workload: &Workload) -> Option<MeshedWorkload> {

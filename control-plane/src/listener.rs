@@ -21,12 +21,16 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::server::Connected;
 use weft_certs::{Peer, tls_config};
 
+use crate::metrics::Metrics;
+
 /// A handshake that takes longer is given up.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Handshakes at one time; more wait in the kernel's queue.
 const HANDSHAKES: usize = 512;
 /// Lifetime of a connection without client certificate.
 const ANONYMOUS_LIFETIME: Duration = Duration::from_secs(30);
+/// Streams end with the certificate; the connection goes on for so long that their callers can be told why.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 /// The first and the longest rest after `accept` failed.
 const RESTS: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
 
@@ -55,11 +59,12 @@ pub fn accept(
     listener: TcpListener,
     config: ServerConfig,
     limit: usize,
+    metrics: Metrics,
     stop: CancellationToken,
 ) -> impl tokio_stream::Stream<Item = io::Result<Connection>> + Send + 'static {
     let (ready, connections) = mpsc::channel(64);
     tokio::spawn(async move {
-        let _ = stop.run_until_cancelled(accept_all(listener, config, limit, ready)).await;
+        let _ = stop.run_until_cancelled(accept_all(listener, config, limit, metrics, ready)).await;
     });
     tokio_stream::wrappers::ReceiverStream::new(connections)
 }
@@ -68,6 +73,7 @@ async fn accept_all(
     listener: TcpListener,
     config: ServerConfig,
     limit: usize,
+    metrics: Metrics,
     ready: mpsc::Sender<io::Result<Connection>>,
 ) {
     let connections = Arc::new(Semaphore::new(limit));
@@ -86,15 +92,19 @@ async fn accept_all(
         rest.next = RESTS.0;
         let acceptor = TlsAcceptor::from(Arc::clone(&config.borrow()));
         let ready = ready.clone();
+        let handshake_failures = metrics.handshake_failures.clone();
         tokio::spawn(async move {
             let finished = tokio::time::timeout(HANDSHAKE_TIMEOUT, shake_hands(acceptor, stream, remote, permit)).await;
             drop(handshake);
-            match finished {
+            let fault = match finished {
                 // A closed channel means that the server stopped.
-                Ok(Ok(connection)) => drop(ready.send(Ok(connection)).await),
-                Ok(Err(fault)) => tracing::debug!(%remote, %fault, "TLS handshake failed"),
-                Err(_) => tracing::debug!(%remote, "TLS handshake took longer than {HANDSHAKE_TIMEOUT:?}"),
-            }
+                Ok(Ok(connection)) => return drop(ready.send(Ok(connection)).await),
+                Ok(Err(fault)) => fault.to_string(),
+                Err(_) => format!("took longer than {HANDSHAKE_TIMEOUT:?}"),
+            };
+            // Anybody can cause this as often as they like: counted, and shown to who looks for it.
+            handshake_failures.inc();
+            tracing::debug!(%remote, fault, "TLS handshake failed");
         });
     }
 }
@@ -109,7 +119,7 @@ async fn shake_hands(
     let stream = acceptor.accept(stream).await?;
     let peer = tls_config::peer_of(stream.get_ref().1);
     let lifetime = match &peer {
-        Some(peer) => peer.not_after.duration_since(SystemTime::now()).unwrap_or_default(),
+        Some(peer) => peer.not_after.duration_since(SystemTime::now()).unwrap_or_default() + LAST_WORDS,
         None => ANONYMOUS_LIFETIME,
     };
     let deadline = Box::pin(tokio::time::sleep_until(Instant::now() + lifetime));

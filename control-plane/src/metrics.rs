@@ -28,6 +28,10 @@ pub struct Metrics {
     pub resources: Gauge,
     /// Lines that could not be written to the audit log.
     pub audit_failures: Counter,
+    /// Policies that apply to no workload.
+    pub idle_policies: Gauge,
+    /// TLS handshakes that failed or took too long.
+    pub handshake_failures: Counter,
     /// Identities that are refused everywhere.
     pub denied_identities: Gauge,
 }
@@ -81,6 +85,12 @@ impl Metrics {
             "audit_failures",
             "Lines that could not be written to the audit log",
             self.audit_failures.clone(),
+        );
+        registry.register("idle_policies", "Policies that apply to no workload", self.idle_policies.clone());
+        registry.register(
+            "tls_handshake_failures",
+            "TLS handshakes that failed or took too long",
+            self.handshake_failures.clone(),
         );
         registry.register("denied_identities", "Identities refused everywhere", self.denied_identities.clone());
         registry.register(

@@ -41,6 +41,8 @@ struct State {
     streams: u64,
     sidecars: BTreeMap<NamespacedName, Sidecar>,
     errors: Vec<ConfigError>,
+    /// By namespace.
+    idle_policies: BTreeMap<String, Vec<String>>,
     complete: bool,
 }
 
@@ -140,6 +142,7 @@ impl Publisher {
             streams: 0,
             sidecars: BTreeMap::new(),
             errors: Vec::new(),
+            idle_policies: BTreeMap::new(),
             complete: false,
         };
         Self { state: Mutex::new(state), audit, metrics }
@@ -158,6 +161,7 @@ impl Publisher {
         state.errors = batch.errors;
         state.complete |= batch.complete;
         state.publish();
+        self.metrics.idle_policies.set(count(state.idle_policies.values().map(Vec::len).sum()));
     }
 
     /// Opens a stream for the sidecar of `workload` whose certificate proved to be `peer`.
@@ -235,6 +239,11 @@ impl Publisher {
         self.lock().errors.clone()
     }
 
+    /// Every policy that applies to no workload.
+    pub fn idle_policies(&self) -> Vec<String> {
+        self.lock().idle_policies.values().flatten().cloned().collect()
+    }
+
     /// Every workload with its sidecar's state.
     pub fn status(&self) -> Vec<WorkloadStatus> {
         let (state, now) = (self.lock(), SystemTime::now());
@@ -300,10 +309,18 @@ impl State {
             return;
         }
         let changed = self.model.take_changed();
-        self.shared = compile::shared(&self.model, &self.shared, &changed);
+        for namespace in &changed {
+            self.note_idle_policies(namespace);
+        }
+        let shared = compile::shared(&self.model, &self.shared, &changed);
+        let same_for_all = shared.is(&self.shared);
+        self.shared = shared;
         self.version += 1;
         self.sidecars.retain(|name, sidecar| sidecar.open > 0 || self.model.identity(name).is_some());
         for (name, sidecar) in self.sidecars.iter().filter(|(_, sidecar)| sidecar.open > 0) {
+            if same_for_all && self.is_current(name, sidecar) {
+                continue;
+            }
             let latest = word(&self.model, &self.shared, name, self.version);
             sidecar.published.send_if_modified(|published| {
                 let differs = match (&*published, &latest) {
@@ -317,6 +334,25 @@ impl State {
                 differs
             });
         }
+    }
+
+    /// Logs each policy once that begins to apply to nothing.
+    fn note_idle_policies(&mut self, namespace: &str) {
+        let idle = compile::idle_policies(&self.model, namespace);
+        let known = self.idle_policies.remove(namespace).unwrap_or_default();
+        for policy in idle.iter().filter(|policy| !known.contains(policy)) {
+            tracing::warn!(policy, "this policy applies to no workload; are its targetRefs or its selector misspelt?");
+        }
+        if !idle.is_empty() {
+            self.idle_policies.insert(namespace.to_owned(), idle);
+        }
+    }
+
+    /// Whether all that is special to a workload is as it was: most changes concern few.
+    fn is_current(&self, workload: &NamespacedName, sidecar: &Sidecar) -> bool {
+        let Published::Config(told) = &*sidecar.published.borrow() else { return false };
+        self.permits(workload, &told.identity).is_ok()
+            && compile::inbound(&self.model, &self.shared, workload).as_ref() == Some(&told.config.inbound)
     }
 
     /// What a new stream of `workload` is told first: what the others of that workload have, or it compiled afresh.

@@ -260,6 +260,51 @@ async fn a_stream_ends_when_its_workload_is_gone_or_another_account_has_it() {
 }
 
 #[tokio::test]
+async fn a_stream_ends_with_the_certificate_it_was_opened_with() {
+    let second = std::time::Duration::from_secs(1);
+    let mesh = Mesh::start_with(&[("orders.yaml", &workload("orders", "10.0.0.1"))], |settings| {
+        (settings.certificate_lifetime, settings.shortest_lifetime) = (3 * second, second);
+    })
+    .await;
+    let (mut sidecar, _) = connect(&mesh, "orders").await;
+    let ended = sidecar.next().await.expect_err("ended");
+    assert_eq!(ended.code(), Code::Unauthenticated, "{ended:?}");
+    connect(&mesh, "orders").await;
+}
+
+#[tokio::test]
+async fn a_denied_identity_loses_its_stream_and_everybody_hears_of_it() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let denied = directory.path().join("denied.txt");
+    std::fs::write(&denied, "").expect("written");
+    let files = [("orders.yaml", &*workload("orders", "10.0.0.1")), ("users.yaml", &*workload("users", "10.0.0.2"))];
+    let mesh = Mesh::start_with(&files, |settings| settings.denied_identities = Some(denied.clone())).await;
+    let (mut orders, _) = connect(&mesh, "orders").await;
+    let (mut users, _) = connect(&mesh, "users").await;
+    let id = "spiffe://cluster.local/ns/shop/sa/orders";
+    std::fs::write(&denied, id).expect("written");
+    assert_eq!(orders.next().await.expect_err("ended").code(), Code::PermissionDenied);
+    let config = users.next().await.expect("an update");
+    assert_eq!(config.denied_identities.iter().map(ToString::to_string).collect::<Vec<_>>(), [id]);
+    // A list that vanishes lets nobody in again.
+    std::fs::remove_file(&denied).expect("removed");
+    mesh.until("/config/errors", |body| body.contains("denied.txt")).await;
+    let refused = mesh
+        .sign(None, Some(&mesh.token("shop", "orders")), weft_certs::PrivateKey::generate().certificate_request())
+        .await;
+    assert_eq!(refused.expect_err("denied").code(), Code::PermissionDenied);
+}
+
+#[tokio::test]
+async fn a_policy_that_applies_to_nothing_is_shown() {
+    let mesh = orders_and_users().await;
+    mesh.write("policy.yaml", &allow("misspelt", "ordesr", "users"));
+    mesh.until("/config/idle-policies", |body| body == "[\"AuthorizationPolicy shop/misspelt\"]").await;
+    mesh.write("policy.yaml", &allow("misspelt", "orders", "users"));
+    mesh.until("/config/idle-policies", |body| body == "[]").await;
+}
+
+#[tokio::test]
 async fn a_stopping_control_plane_says_so() {
     let mut mesh = orders_and_users().await;
     let (mut sidecar, _) = connect(&mesh, "orders").await;

@@ -55,3 +55,40 @@ pub async fn renew(
         };
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use weft_certs::TrustDomain;
+
+    use super::*;
+
+    const LIFETIME: Duration = Duration::from_secs(3600);
+
+    fn authority() -> Arc<CertificateAuthority> {
+        let domain = TrustDomain::parse("cluster.local").expect("valid");
+        Arc::new(CertificateAuthority::self_signed(&domain, 2 * LIFETIME, SystemTime::now()).expect("made"))
+    }
+
+    async fn renewed(advance: Duration, change: bool) -> bool {
+        let id = SpiffeId::parse("spiffe://cluster.local/ns/weft-system/sa/weft-control-plane").expect("valid");
+        let (authority, authorities) = watch::channel(authority());
+        let (first, _) = server_config(&authority.borrow(), &id, LIFETIME, SystemTime::now()).expect("issued");
+        let (config, mut configs) = watch::channel(first);
+        let stop = CancellationToken::new();
+        tokio::spawn(renew(authorities, id, LIFETIME, config, stop.clone()));
+        if change {
+            authority.send_replace(self::authority());
+        }
+        let renewed = tokio::time::timeout(advance, configs.changed()).await.is_ok();
+        stop.cancel();
+        renewed
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_own_certificate_is_renewed_at_half_its_life_and_when_the_issuer_changes() {
+        for (minutes, change, expected) in [(29, false, false), (31, false, true), (1, true, true)] {
+            let advance = Duration::from_secs(minutes * 60);
+            assert_eq!(renewed(advance, change).await, expected, "after {minutes} minutes, changed: {change}");
+        }
+    }
+}
