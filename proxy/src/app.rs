@@ -78,6 +78,7 @@ fn no_ipv6(error: &std::io::Error) -> bool {
 async fn supervise(settings: Settings, telemetry: Arc<Telemetry>, listeners: Vec<Listeners>) -> anyhow::Result<()> {
     let (set_identity, identity) = watch::channel::<Option<Arc<Identity>>>(None);
     let (set_view, view) = watch::channel::<Option<Arc<MeshView>>>(None);
+    let (set_bundle, bundle) = watch::channel(None);
     let (set_limiter, limiter) = watch::channel(Arc::new(Limiter::new(&[], None)));
     let (set_phase, phase) = watch::channel(Phase::Serving);
     let (set_draining, draining) = watch::channel(false);
@@ -98,8 +99,14 @@ async fn supervise(settings: Settings, telemetry: Arc<Telemetry>, listeners: Vec
         bundle: settings.bootstrap_bundle.clone(),
     };
     let discovery = workload::Source { control_plane, workload: settings.args.workload.clone() };
-    tokio::spawn(identity::run(certificates, set_identity, tell_identity(&telemetry)));
-    tokio::spawn(workload::run(discovery, identity.clone(), draining, set_view, tell_workload(&telemetry)));
+    tokio::spawn(identity::run(certificates, bundle, set_identity, tell_identity(&telemetry)));
+    tokio::spawn(workload::run(
+        discovery,
+        identity.clone(),
+        draining,
+        workload::Publish { view: set_view, bundle: set_bundle },
+        tell_workload(&telemetry),
+    ));
     tokio::spawn(limits(view.clone(), set_limiter));
     tokio::spawn(readiness(view.clone(), identity.clone(), phase.clone(), set_ready));
 

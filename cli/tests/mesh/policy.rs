@@ -21,6 +21,7 @@ pub const TESTS: &[Test] = &[
     ("what_a_caller_claims_about_its_identity_is_removed", spoofed),
     ("a_burst_beyond_the_limit_gets_429_with_retry_after_and_spares_other_clients", limited),
     ("a_grpc_call_is_refused_in_its_own_terms", grpc),
+    ("a_policy_in_shadow_mode_refuses_nothing_and_reports_what_it_would", shadowed),
 ];
 
 const ONLY_CLIENT_MAY_READ: &str = "
@@ -242,5 +243,19 @@ fn grpc() -> Result<()> {
                    connection: close\r\ncontent-length: 0\r\n\r\n";
     let answer = raw(&pair.client.pod, pair.web(), request)?;
     ensure!(answer.starts_with("HTTP/1.1 200") && answer.contains("grpc-status: 7"), "{answer}");
+    Ok(())
+}
+
+fn shadowed() -> Result<()> {
+    let pair = Pair::start("shadow")?;
+    let _app = pair.serve_http()?;
+    pair.mesh.write("policy.yaml", &ONLY_CLIENT_MAY_READ.replace("action: Allow", "action: Allow\n  mode: Shadow"))?;
+    pair.settle()?;
+    ensure!(pair.get("/elsewhere")?.0 == 200, "a Shadow policy refuses nothing");
+    let counted = |decision: &str| {
+        pair.server.metric("weft_authorization_decisions_total", &[decision, "policy=\"shop/readers\""])
+    };
+    ensure!(counted("decision=\"shadow_deny\"")? == 1.0, "{}", pair.server.metrics()?);
+    ensure!(pair.get("/public/a")?.0 == 200 && counted("decision=\"shadow_deny\"")? == 1.0);
     Ok(())
 }

@@ -75,9 +75,13 @@ fn nginx() -> Result<()> {
     eventually("nginx answers", PATIENCE, || Ok(curl_in(&pair.client.pod, &fetch).is_ok()))
         .with_context(|| format!("{}{}", nginx.stdout(), nginx.stderr()))?;
     ensure!(std::fs::read_to_string(&copy)? == page, "the page is not what nginx has");
-    let sizes = ["--write-out", "%{size_download} ", "--output", "/dev/null", "http://server.shop.svc/page.html?[1-50]"];
+    let sizes =
+        ["--write-out", "%{size_download} ", "--output", "/dev/null", "http://server.shop.svc/page.html?[1-50]"];
     let sizes = curl_in(&pair.client.pod, &sizes)?;
-    ensure!(sizes.split_whitespace().filter(|size| *size == "200000").count() == 50, "50 pages over one connection: {sizes}");
+    ensure!(
+        sizes.split_whitespace().filter(|size| *size == "200000").count() == 50,
+        "50 pages over one connection: {sizes}"
+    );
     let head = curl_in(&pair.client.pod, &["--head", "http://server.shop.svc/page.html"])?;
     ensure!(head.starts_with("HTTP/1.1 200") && head.to_lowercase().contains("content-length: 200000"), "{head}");
     Ok(())

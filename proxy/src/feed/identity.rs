@@ -44,21 +44,37 @@ pub enum Event {
     Failed,
 }
 
-/// Publishes identities on `publish` until the receivers are gone.
-pub async fn run(source: Source, publish: watch::Sender<Option<Arc<Identity>>>, told: impl Fn(Event)) {
+/// Publishes identities on `publish` until the receivers are gone. A `bundle` that differs from the one in use brings the
+/// next renewal forward: a certificate comes with the bundle of its time.
+pub async fn run(
+    source: Source,
+    mut bundle: watch::Receiver<Option<TrustBundle>>,
+    publish: watch::Sender<Option<Arc<Identity>>>,
+    told: impl Fn(Event),
+) {
     let mut backoff = Backoff::new(longest_wait(None));
     loop {
         let current = publish.borrow().clone();
+        bundle.mark_unchanged();
         match renew(&source, current.as_deref()).await {
             Ok(identity) => {
                 backoff = Backoff::new(longest_wait(Some(&identity.svid)));
                 let wait = until_renewal(&identity.svid, SystemTime::now());
                 told(Event::Renewed { not_after: identity.svid.not_after() });
                 tracing::info!(id = %identity.svid.id(), renew_in = ?wait, "certificate in use");
+                let in_use = identity.svid.bundle().clone();
                 if publish.send(Some(Arc::new(identity))).is_err() {
                     return;
                 }
-                tokio::time::sleep(wait).await;
+                tokio::select! {
+                    () = tokio::time::sleep(wait) => {}
+                    () = until_other(&mut bundle, &in_use) => {
+                        tracing::info!("the trust bundle changed: renewing the certificate");
+                        // A fleet that is told at once shall not ask at once.
+                        let spread = Backoff::FIRST.mul_f64(rand::rng().random_range(0.0..5.0));
+                        tokio::time::sleep(spread).await;
+                    }
+                }
             }
             Err(error) => {
                 let wait = backoff.next();
@@ -71,6 +87,16 @@ pub async fn run(source: Source, publish: watch::Sender<Option<Arc<Identity>>>, 
             }
         }
     }
+}
+
+/// Returns once the control plane tells anew of a bundle other than `in_use`.
+async fn until_other(bundle: &mut watch::Receiver<Option<TrustBundle>>, in_use: &TrustBundle) {
+    while bundle.changed().await.is_ok() {
+        if bundle.borrow_and_update().as_ref().is_some_and(|told| told != in_use) {
+            return;
+        }
+    }
+    std::future::pending().await
 }
 
 async fn renew(source: &Source, current: Option<&Identity>) -> Result<Identity, String> {

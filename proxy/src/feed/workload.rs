@@ -7,6 +7,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use weft_api::wire::proto::discovery_client::DiscoveryClient;
 use weft_api::wire::{self, SidecarMessage, proto};
 use weft_api::workload::WorkloadConfig;
+use weft_certs::TrustBundle;
 
 use super::Backoff;
 use super::channel::{ControlPlane, with_causes};
@@ -23,6 +24,14 @@ pub struct Source {
     pub control_plane: ControlPlane,
     /// The Workload we stand beside.
     pub workload: String,
+}
+
+/// Where what is told goes.
+pub struct Publish {
+    /// The configuration in force.
+    pub view: watch::Sender<Option<Arc<MeshView>>>,
+    /// The trust bundle in force.
+    pub bundle: watch::Sender<Option<TrustBundle>>,
 }
 
 /// What happened, for telemetry and readiness.
@@ -47,7 +56,7 @@ pub async fn run(
     source: Source,
     mut identity: watch::Receiver<Option<Arc<Identity>>>,
     mut draining: watch::Receiver<bool>,
-    publish: watch::Sender<Option<Arc<MeshView>>>,
+    publish: Publish,
     told: impl Fn(Event),
 ) {
     let mut backoff = Backoff::new(LONGEST_WAIT);
@@ -69,7 +78,7 @@ pub async fn run(
                 tokio::time::sleep(wait).await;
             }
         }
-        if publish.is_closed() {
+        if publish.view.is_closed() {
             return;
         }
     }
@@ -80,7 +89,7 @@ async fn join(
     current: &Arc<Identity>,
     identity: &mut watch::Receiver<Option<Arc<Identity>>>,
     draining: &mut watch::Receiver<bool>,
-    publish: &watch::Sender<Option<Arc<MeshView>>>,
+    publish: &Publish,
     backoff: &mut Backoff,
     told: &impl Fn(Event),
 ) -> Result<(), String> {
@@ -133,14 +142,18 @@ async fn join(
 fn apply(
     update: &proto::Update,
     told_so_far: &mut Option<WorkloadConfig>,
-    publish: &watch::Sender<Option<Arc<MeshView>>>,
+    publish: &Publish,
     told: &impl Fn(Event),
 ) -> Result<(), String> {
     let version = update.version;
-    match wire::apply(told_so_far.as_ref(), update) {
-        Ok(config) => {
+    let applied = wire::apply(told_so_far.as_ref(), update).and_then(|config| Ok((config, wire::bundle(update)?)));
+    match applied {
+        Ok((config, bundle)) => {
+            if bundle.is_some() {
+                publish.bundle.send_replace(bundle);
+            }
             *told_so_far = Some(config.clone());
-            publish.send_replace(Some(Arc::new(MeshView::new(config))));
+            publish.view.send_replace(Some(Arc::new(MeshView::new(config))));
             tracing::info!(version, "configuration in force");
             told(Event::Applied { version });
             Ok(())

@@ -26,12 +26,12 @@ use crate::stage::accept::{self, Accepted};
 use crate::stage::connect::{HttpVersion, Identity};
 use crate::stage::detect::{self, Detected, STALL};
 use crate::stage::forward as carry;
-use crate::stage::policy::{self, Caller, Denial, Permit};
+use crate::stage::policy::{self, Caller, Denial, Judged};
 use crate::stage::rate_limit::Limited;
 use crate::stage::route::MeshView;
 use crate::stage::tls::{self, Carries, Lifetime};
 use crate::stage::transport::{Stream, Transport};
-use crate::telemetry::{ConnectionEvent, Direction, Ends, Kind, Party, Protocol, Refusal};
+use crate::telemetry::{ConnectionEvent, Direction, Ends, Kind, Party, Protocol, Refusal, Verdict};
 
 /// Who the caller is, to the application (Envoy's format).
 const FORWARDED_CLIENT_CERT: HeaderName = HeaderName::from_static("x-forwarded-client-cert");
@@ -90,7 +90,7 @@ async fn arrive(accepted: Accepted, worker: &Worker) -> Result<Option<Arrival>, 
     let mut seen = BytesMut::with_capacity(2048);
     let outside = Caller { peer: None, address: peer.ip() };
     let mut server = None;
-    let patience = match admit_stream(worker, &outside, original_dst.0.port()).0 {
+    let patience = match admit_stream(worker, &outside, original_dst.0.port()).permit {
         Ok(_) => SILENCE,
         Err(_) => tls::HANDSHAKE_TIMEOUT,
     };
@@ -146,8 +146,8 @@ async fn arrive(accepted: Accepted, worker: &Worker) -> Result<Option<Arrival>, 
     }
 }
 
-/// What a byte stream of this caller may do now, with the label of the policy that says so.
-fn admit_stream(worker: &Worker, caller: &Caller, port: u16) -> (Result<Permit, Box<Denial>>, String) {
+/// What policy says of a byte stream of this caller now.
+fn admit_stream(worker: &Worker, caller: &Caller, port: u16) -> Judged {
     let view = worker.view();
     policy::admit(&view.config.inbound.policy, caller, port, None)
 }
@@ -211,8 +211,8 @@ impl Connection {
             Carries::Undecided => None,
         };
         // What a byte stream may do decides whether the server may be asked before the caller has spoken.
-        let (stream_permit, label) = self.admit_stream();
-        let detected = match (detected, &stream_permit) {
+        let judged = self.admit_stream();
+        let detected = match (detected, &judged.permit) {
             (Some(detected), _) => detected,
             (None, Ok(_)) if seen.is_empty() => match self.whoever_speaks_first(&mut stream, &mut seen).await {
                 Some((detected, connected)) => {
@@ -237,11 +237,11 @@ impl Connection {
         match detected {
             Detected::Http1 => self.http(stream, HttpVersion::Http1).await,
             Detected::Http2 => self.http(stream, HttpVersion::Http2).await,
-            Detected::Opaque => self.bytes(stream, server, stream_permit, &label).await,
+            Detected::Opaque => self.bytes(stream, server, judged).await,
         }
     }
 
-    fn admit_stream(&self) -> (Result<Permit, Box<Denial>>, String) {
+    fn admit_stream(&self) -> Judged {
         admit_stream(&self.worker, &self.caller, self.target.port())
     }
 
@@ -272,11 +272,11 @@ impl Connection {
     }
 
     /// Carries a byte stream, for as long as policy permits it.
-    async fn bytes(&self, stream: Stream, server: Option<Stream>, permit: Result<Permit, Box<Denial>>, label: &str) {
+    async fn bytes(&self, stream: Stream, server: Option<Stream>, judged: Judged) {
         let worker = &self.worker;
-        worker.telemetry.authorization(permit.is_ok(), label);
+        self.count(&judged);
         let open = Rc::new(worker.telemetry.connection_opened(&self.ends));
-        let ending = match permit {
+        let ending = match judged.permit {
             Err(denial) => Err(Ending::Denied { policy: denial.policy, reason: denial.explanation }),
             Ok(permit) => match self.limit() {
                 Err(limited) => Err(Ending::Limited { policy: limited.policy, limit: limited.limit }),
@@ -332,6 +332,15 @@ impl Connection {
         }
     }
 
+    fn count(&self, judged: &Judged) {
+        let telemetry = &self.worker.telemetry;
+        let verdict = if judged.permit.is_ok() { Verdict::Allow } else { Verdict::Deny };
+        telemetry.authorization(verdict, &judged.policy);
+        if let Some(shadow) = &judged.shadow {
+            telemetry.authorization(Verdict::ShadowDeny, shadow);
+        }
+    }
+
     /// Returns once a new configuration forbids what was permitted.
     async fn until_forbidden(&self) -> Box<Denial> {
         let mut view = self.worker.view.clone();
@@ -340,7 +349,7 @@ impl Connection {
             if view.changed().await.is_err() {
                 std::future::pending::<()>().await;
             }
-            if let (Err(denial), _) = self.admit_stream() {
+            if let Err(denial) = self.admit_stream().permit {
                 return denial;
             }
         }
@@ -440,10 +449,9 @@ impl Connection {
         let http =
             HttpRequest { method: request.method().as_str(), path: &compared, host: &host, headers: request.headers() };
         let view = self.worker.view();
-        let (admitted, label) =
-            policy::admit(&view.config.inbound.policy, &self.caller, self.target.port(), Some(http));
-        self.worker.telemetry.authorization(admitted.is_ok(), &label);
-        if let Err(denial) = admitted {
+        let judged = policy::admit(&view.config.inbound.policy, &self.caller, self.target.port(), Some(http));
+        self.count(&judged);
+        if let Err(denial) = judged.permit {
             let answer = Answer::new(StatusCode::FORBIDDEN, "denied", denial.explanation.clone());
             record.ending = Ending::Denied { policy: denial.policy, reason: denial.explanation };
             return Err(answer);

@@ -43,18 +43,25 @@ impl Caller {
     }
 }
 
-/// Judges a byte stream before its first byte is forwarded, or one HTTP request. The label names the deciding policy.
-pub fn admit(
-    policy: &PolicySet,
-    caller: &Caller,
-    port: u16,
-    http: Option<HttpRequest<'_>>,
-) -> (Result<Permit, Box<Denial>>, String) {
+/// What policy said of a call.
+#[derive(Debug)]
+pub struct Judged {
+    /// Whether it may pass.
+    pub permit: Result<Permit, Box<Denial>>,
+    /// The policy that decided: `namespace/name`, or the word for the namespace's default.
+    pub policy: String,
+    /// It may pass, but the policy of this name, in Shadow mode, would refuse it.
+    pub shadow: Option<String>,
+}
+
+/// Judges a byte stream before its first byte is forwarded, or one HTTP request.
+pub fn admit(policy: &PolicySet, caller: &Caller, port: u16, http: Option<HttpRequest<'_>>) -> Judged {
     let decision: Decision<'_> = policy.decide(caller.source(), port, http);
     let label = decision.label().to_string();
-    let judged = match decision.allowed {
-        true => Ok(Permit(())),
-        false => Err(Box::new(Denial { policy: label.clone(), explanation: decision.explain() })),
-    };
-    (judged, label)
+    if !decision.allowed {
+        let denial = Denial { policy: label.clone(), explanation: decision.explain() };
+        return Judged { permit: Err(Box::new(denial)), policy: label, shadow: None };
+    }
+    let shadow = policy.shadow(caller.source(), port, http).filter(|shadow| !shadow.allowed);
+    Judged { permit: Ok(Permit(())), policy: label, shadow: shadow.map(|shadow| shadow.label().to_string()) }
 }

@@ -86,6 +86,28 @@ pub struct Ends {
     pub tls: bool,
 }
 
+/// What authorization decided.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Verdict {
+    /// It may pass.
+    Allow,
+    /// It may not.
+    Deny,
+    /// It passed, and would not have if the policies in Shadow mode were enforced.
+    ShadowDeny,
+}
+
+impl Verdict {
+    /// The word used in labels.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Allow => "allow",
+            Self::Deny => "deny",
+            Self::ShadowDeny => "shadow_deny",
+        }
+    }
+}
+
 /// How a request or a connection ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome<'a> {

@@ -260,8 +260,8 @@ fn labels(series: &Series) -> LabelSet<'_> {
             set
         }
         Series::Duration(ends) | Series::Tcp(ends) => ends_labels(ends),
-        Series::Authorization { allowed, policy } => {
-            vec![("decision", if *allowed { "allow" } else { "deny" }.into()), ("policy", policy.as_ref().into())]
+        Series::Authorization { verdict, policy } => {
+            vec![("decision", verdict.as_str().into()), ("policy", policy.as_ref().into())]
         }
         Series::RateLimit { limited, policy, limit } => vec![
             ("decision", if *limited { "limit" } else { "allow" }.into()),

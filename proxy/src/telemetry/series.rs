@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::cells::{Cells, REQUEST_DURATION};
-use super::event::{Direction, Ends};
+use super::event::{Direction, Ends, Verdict};
 
 /// Longest label value, in bytes: the longest name that Kubernetes allows.
 const LABEL_VALUE_MAX: usize = 253;
@@ -28,7 +28,7 @@ pub(super) enum Series {
     /// `weft_tcp_*`: slots opened, closed, sent, received.
     Tcp(Labels),
     /// `weft_authorization_decisions_total`.
-    Authorization { allowed: bool, policy: Arc<str> },
+    Authorization { verdict: Verdict, policy: Arc<str> },
     /// `weft_rate_limit_decisions_total`.
     RateLimit { limited: bool, policy: Arc<str>, limit: Arc<str> },
     /// `weft_connections_refused_total`.
@@ -105,7 +105,7 @@ impl Series {
             },
             Self::Duration(ends) => Self::Duration(ends.folded()),
             Self::Tcp(ends) => Self::Tcp(ends.folded()),
-            Self::Authorization { allowed, .. } => Self::Authorization { allowed: *allowed, policy: OTHER.into() },
+            Self::Authorization { verdict, .. } => Self::Authorization { verdict: *verdict, policy: OTHER.into() },
             Self::RateLimit { limited, .. } => {
                 Self::RateLimit { limited: *limited, policy: OTHER.into(), limit: OTHER.into() }
             }
@@ -121,7 +121,7 @@ impl Series {
             }
             Self::Duration(ends) => Self::Duration(ends.bounded()),
             Self::Tcp(ends) => Self::Tcp(ends.bounded()),
-            Self::Authorization { allowed, policy } => Self::Authorization { allowed, policy: bounded(policy) },
+            Self::Authorization { verdict, policy } => Self::Authorization { verdict, policy: bounded(policy) },
             Self::RateLimit { limited, policy, limit } => {
                 Self::RateLimit { limited, policy: bounded(policy), limit: bounded(limit) }
             }

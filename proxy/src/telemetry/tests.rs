@@ -108,8 +108,8 @@ fn a_request_is_counted_under_the_names_of_the_contract() {
     let grpc = Ends { direction: Direction::Outbound, protocol: Protocol::Grpc, tls: false, ..http.clone() };
     worker.request(&RequestEvent { grpc_status: Some(7), ..event(&grpc) }, None);
     worker.request(&RequestEvent { status: 0, outcome: Outcome::Cancelled, overhead: None, ..event(&http) }, None);
-    worker.authorization(true, "shop/inventory");
-    worker.authorization(false, "shop/inventory");
+    worker.authorization(Verdict::Allow, "shop/inventory");
+    worker.authorization(Verdict::Deny, "shop/inventory");
     worker.rate_limit(true, "shop/limits", "per-client");
     let tcp = Ends { protocol: Protocol::Tcp, ..http.clone() };
     let open = worker.connection_opened(&tcp);
@@ -189,7 +189,7 @@ fn the_budget_holds_and_what_is_folded_keeps_its_exact_sum() {
             for worker in &workers {
                 let status = if index % 5 == 0 { 503 } else { 200 };
                 worker.request(&RequestEvent { status, ..event(&caller) }, None);
-                worker.authorization(false, &format!("shop/policy-{index}"));
+                worker.authorization(Verdict::Deny, &format!("shop/policy-{index}"));
                 worker.rate_limit(false, &format!("shop/limits-{index}"), "all");
                 open.push(worker.connection_opened(&Ends { protocol: Protocol::Tcp, ..caller.clone() }));
             }
@@ -236,7 +236,7 @@ fn series_of_names_that_left_the_mesh_make_room_and_no_count_is_lost() {
     let (gone, stays) = (ends("gone"), ends("stays"));
     let stream = Ends { protocol: Protocol::Tcp, ..gone.clone() };
     worker.request(&event(&gone), None);
-    worker.authorization(true, "shop/gone");
+    worker.authorization(Verdict::Allow, "shop/gone");
     worker.request(&event(&stays), None);
     let open = worker.connection_opened(&stream);
 

@@ -13,7 +13,7 @@ use http::HeaderMap;
 use super::Telemetry;
 use super::access_log::AccessLog;
 use super::cells::{Cells, OVERHEAD, REQUEST_DURATION};
-use super::event::{ConnectionEvent, Direction, Ends, Outcome, Refusal, RequestEvent};
+use super::event::{ConnectionEvent, Direction, Ends, Outcome, Refusal, RequestEvent, Verdict};
 use super::series::{Labels, Series, Status, tcp};
 use super::trace::{ActiveSpan, Kind, SpanSource};
 
@@ -42,7 +42,7 @@ struct Worker {
     epoch: Cell<u64>,
     overhead: [Arc<Cells>; 2],
     ends: RefCell<HashMap<Ends, Rc<EndsCells>>>,
-    authorization: RefCell<Table<(bool, Arc<str>)>>,
+    authorization: RefCell<Table<(Verdict, Arc<str>)>>,
     rate_limit: RefCell<Table<LimitName>>,
     refused: RefCell<Table<(Direction, &'static str)>>,
     log: AccessLog,
@@ -72,10 +72,10 @@ impl hashbrown::Equivalent<LimitName> for LimitKey<'_> {
 }
 
 #[derive(Hash)]
-struct PolicyKey<'a>(bool, &'a str);
+struct PolicyKey<'a>(Verdict, &'a str);
 
-impl hashbrown::Equivalent<(bool, Arc<str>)> for PolicyKey<'_> {
-    fn equivalent(&self, key: &(bool, Arc<str>)) -> bool {
+impl hashbrown::Equivalent<(Verdict, Arc<str>)> for PolicyKey<'_> {
+    fn equivalent(&self, key: &(Verdict, Arc<str>)) -> bool {
         self.0 == key.0 && self.1 == &*key.1
     }
 }
@@ -152,16 +152,16 @@ impl WorkerTelemetry {
     }
 
     /// Counts a decision of authorization; `policy` is `namespace/name` or the word for the namespace's default.
-    pub fn authorization(&self, allowed: bool, policy: &str) {
+    pub fn authorization(&self, verdict: Verdict, policy: &str) {
         let worker = self.0.current();
         let mut table = worker.authorization.borrow_mut();
-        if let Some(cells) = table.get(&PolicyKey(allowed, policy)) {
+        if let Some(cells) = table.get(&PolicyKey(verdict, policy)) {
             return cells.add(0, 1);
         }
         let policy: Arc<str> = policy.into();
-        let cells = worker.cells(Series::Authorization { allowed, policy: policy.clone() });
+        let cells = worker.cells(Series::Authorization { verdict, policy: policy.clone() });
         cells.add(0, 1);
-        remember(&mut table, (allowed, policy), cells);
+        remember(&mut table, (verdict, policy), cells);
     }
 
     /// Counts a decision of a rate limit.
