@@ -50,3 +50,47 @@ pub async fn follow(
 fn differs(old: &CertificateAuthority, new: &CertificateAuthority) -> bool {
     old.certificates_pem() != new.certificates_pem() || old.trust_bundle() != new.trust_bundle()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::OpenOptionsExt as _;
+    use std::path::Path;
+
+    use super::*;
+
+    fn authority(domain: &TrustDomain) -> CertificateAuthority {
+        CertificateAuthority::self_signed(domain, Duration::from_secs(3600), SystemTime::now()).expect("made")
+    }
+
+    fn write_key(path: &Path, pem: &str) {
+        use std::io::Write as _;
+        let mut file =
+            std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path).expect("opened");
+        file.write_all(pem.as_bytes()).expect("written");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_new_pair_is_used_by_itself_and_a_wrong_one_never() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let (certificates, key) = (directory.path().join("tls.crt"), directory.path().join("tls.key"));
+        let files = IssuerFiles { certificates: certificates.clone(), key: key.clone(), roots: None };
+        let domain = TrustDomain::parse("cluster.local").expect("valid");
+        let (old, new) = (authority(&domain), authority(&domain));
+        std::fs::write(&certificates, old.certificates_pem()).expect("written");
+        write_key(&key, &old.key_pem());
+        let loaded = store::given_authority(&files, &domain, SystemTime::now()).expect("loaded");
+        let (sender, mut followed) = watch::channel(Arc::new(loaded));
+        let stop = CancellationToken::new();
+        tokio::spawn(follow(files, domain, sender, stop.clone()));
+
+        // Half of the change: the new certificate with the old key.
+        std::fs::write(&certificates, new.certificates_pem()).expect("written");
+        assert!(tokio::time::timeout(10 * INTERVAL, followed.changed()).await.is_err(), "a wrong pair was used");
+        assert_eq!(followed.borrow().certificates_pem(), old.certificates_pem());
+
+        write_key(&key, &new.key_pem());
+        tokio::time::timeout(10 * INTERVAL, followed.changed()).await.expect("in time").expect("it follows");
+        assert_eq!(followed.borrow().certificates_pem(), new.certificates_pem());
+        stop.cancel();
+    }
+}
