@@ -317,8 +317,9 @@ async fn send(to: &Forwarding<'_>, request: Request<RequestBody>, version: HttpV
                 let reused = sender.is_reused();
                 match error.take_message().or(copy) {
                     // Not sent, or sent on a kept connection and safe to repeat: once more on a connection of its own.
-                    Some(unsent) if reused => {
+                    Some(unsent) if reused && !fresh_only => {
                         request = unsent;
+                        sender.discard();
                         fresh_only = true;
                     }
                     Some(unsent) => {

@@ -1,7 +1,7 @@
 //! Connections to where requests go: dialled, secured, and for HTTP kept for the next request.
 //!
 //! One worker's connections are its own. An endpoint with an identity is reached by mTLS as that identity or not at all.
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -104,7 +104,22 @@ struct Idle {
 }
 
 /// Held while the one HTTP/2 connection to an endpoint is being made, so that only one is.
-type SharedSlot = Rc<tokio::sync::Mutex<Option<(http2::SendRequest<RequestBody>, Lifetime)>>>;
+type SharedSlot = Rc<tokio::sync::Mutex<Option<Shared>>>;
+
+/// An HTTP/2 connection that many requests share.
+#[derive(Clone)]
+struct Shared {
+    sender: http2::SendRequest<RequestBody>,
+    lifetime: Lifetime,
+    /// Turned on when it took no more requests.
+    spent: Rc<Cell<bool>>,
+}
+
+impl Shared {
+    fn usable(&self, now: Instant) -> bool {
+        !self.spent.get() && !self.sender.is_closed() && now < self.lifetime.retire
+    }
+}
 
 #[derive(Default)]
 struct TlsConfigs {
@@ -189,7 +204,7 @@ impl Upstreams {
         Ok(())
     }
 
-    /// A connection that is ready for a request: kept from before, or new. `fresh_only` passes over kept ones.
+    /// A connection that is ready for a request: kept from before, or new. `fresh_only` passes over kept HTTP/1 ones.
     pub async fn http(
         self: &Rc<Self>,
         endpoint: &Endpoint,
@@ -216,15 +231,14 @@ impl Upstreams {
             HttpVersion::Http2 => {
                 let slot = Rc::clone(self.shared.borrow_mut().entry(key).or_default());
                 let mut slot = slot.lock().await;
-                if let Some((sender, lifetime)) = slot.as_ref() {
-                    if !sender.is_closed() && !fresh_only && Instant::now() < lifetime.retire {
-                        return Ok(Sender::Http2(sender.clone()));
-                    }
+                if let Some(shared) = slot.as_ref().filter(|shared| shared.usable(Instant::now())) {
+                    return Ok(Sender::Http2(SharedLease(shared.clone())));
                 }
                 let (transport, lifetime) = self.transport(endpoint, Carries::Http2, identity).await?;
                 let sender = start_http2(endpoint.address, transport.rewind(Default::default()), lifetime).await?;
-                *slot = Some((sender.clone(), lifetime));
-                Ok(Sender::Http2(sender))
+                let shared = Shared { sender, lifetime, spent: Rc::default() };
+                *slot = Some(shared.clone());
+                Ok(Sender::Http2(SharedLease(shared)))
             }
         }
     }
@@ -257,10 +271,7 @@ impl Upstreams {
             !kept.is_empty() && keep(&key.endpoint)
         });
         self.shared.borrow_mut().retain(|key, slot| match slot.try_lock() {
-            Ok(slot) => {
-                slot.as_ref().is_some_and(|(sender, lifetime)| !sender.is_closed() && now < lifetime.retire)
-                    && keep(&key.endpoint)
-            }
+            Ok(slot) => slot.as_ref().is_some_and(|shared| shared.usable(now)) && keep(&key.endpoint),
             Err(_) => true,
         });
     }
@@ -277,8 +288,11 @@ pub enum Sender {
     /// For this request alone until its answer is read.
     Http1(Lease),
     /// Shared by many.
-    Http2(http2::SendRequest<RequestBody>),
+    Http2(SharedLease),
 }
+
+/// A share of an HTTP/2 connection.
+pub struct SharedLease(Shared);
 
 /// An HTTP/1 connection that goes back to its pool.
 pub struct Lease {
@@ -297,7 +311,7 @@ impl Sender {
     ) -> Result<Response<Incoming>, TrySendError<Request<RequestBody>>> {
         match self {
             Self::Http1(lease) => lease.sender.try_send_request(request).await,
-            Self::Http2(sender) => sender.try_send_request(request).await,
+            Self::Http2(SharedLease(shared)) => shared.sender.try_send_request(request).await,
         }
     }
 
@@ -313,7 +327,14 @@ impl Sender {
     pub fn end(&self) -> Instant {
         match self {
             Self::Http1(lease) => lease.lifetime.end,
-            Self::Http2(_) => Lifetime::unbounded().end,
+            Self::Http2(SharedLease(shared)) => shared.lifetime.end,
+        }
+    }
+
+    /// It took a request no more: nobody shall be given it again.
+    pub fn discard(self) {
+        if let Self::Http2(SharedLease(shared)) = self {
+            shared.spent.set(true);
         }
     }
 
