@@ -20,10 +20,12 @@ use crate::metrics::Metrics;
 use crate::model::Model;
 use crate::source::{Batch, ConfigError, Event, ResourceKey};
 
+mod subscription;
+
+pub use subscription::Subscription;
+
 /// Streams that one workload may have open: the sidecar's, and those that it lost without our knowing yet.
 const STREAMS_OF_A_WORKLOAD: usize = 8;
-/// What a sidecar says of an update that it refused is cut to this many characters.
-const LONGEST_ERROR: usize = 1024;
 
 /// The mesh and everybody who listens.
 #[derive(Debug)]
@@ -118,16 +120,6 @@ pub struct WorkloadStatus {
     pub disconnected_for: Option<u64>,
     /// Why its sidecar refused the last update; it kept what it had.
     pub error: Option<String>,
-}
-
-/// One sidecar's stream, as the publisher sees it. Dropping it ends it.
-#[derive(Debug)]
-pub struct Subscription {
-    /// What to send: always the latest.
-    pub published: watch::Receiver<Published>,
-    publisher: Arc<Publisher>,
-    workload: NamespacedName,
-    number: u64,
 }
 
 impl Publisher {
@@ -384,60 +376,5 @@ fn word(model: &Model, shared: &Shared, workload: &NamespacedName, version: u64)
     match compile::workload(model, shared, workload) {
         Some(config) => Published::Config(Arc::new(Versioned { version, identity, config })),
         None => not_found(),
-    }
-}
-
-impl Subscription {
-    /// Whose stream this is.
-    pub fn workload(&self) -> &NamespacedName {
-        &self.workload
-    }
-
-    /// The sidecar applied `version`, or refused it and says why.
-    pub fn acknowledged(&self, version: u64, error: Option<&str>) {
-        let mut state = self.publisher.lock();
-        let Some(sidecar) = state.sidecars.get_mut(&self.workload) else { return };
-        let Some(error) = error else {
-            sidecar.confirmed = sidecar.confirmed.max(Some(version));
-            sidecar.error = None;
-            return;
-        };
-        let error: String = error.chars().filter(|c| !c.is_control()).take(LONGEST_ERROR).collect();
-        tracing::error!(workload = %self.workload, version, error, "a sidecar refused its configuration and keeps what it had");
-        self.publisher.metrics.updates_refused.inc();
-        sidecar.error = Some(error);
-    }
-
-    /// The sidecar is about to stop: nobody is to be sent there until it comes back. Counts only on the newest stream of a
-    /// workload, for the successor of a stopping sidecar may be there already.
-    pub fn draining(&self) {
-        let mut state = self.publisher.lock();
-        let Some(sidecar) = state.sidecars.get_mut(&self.workload).filter(|sidecar| sidecar.newest == self.number)
-        else {
-            return;
-        };
-        sidecar.draining = true;
-        tracing::info!(workload = %self.workload, "the sidecar is draining: sending no calls there");
-        state.model.withdraw(&self.workload);
-        self.publisher.metrics.withdrawn.set(count(state.model.withdrawn()));
-        state.publish();
-    }
-
-    /// Whether the sidecar is away now.
-    pub fn is_disconnected(publisher: &Publisher, workload: &NamespacedName) -> bool {
-        publisher.lock().sidecars.get(workload).is_some_and(|sidecar| sidecar.open == 0 && !sidecar.draining)
-    }
-}
-
-impl Drop for Subscription {
-    fn drop(&mut self) {
-        self.publisher.metrics.streams.dec();
-        let mut state = self.publisher.lock();
-        if let Some(sidecar) = state.sidecars.get_mut(&self.workload) {
-            sidecar.open -= 1;
-            if sidecar.open == 0 {
-                sidecar.disconnected = Some(SystemTime::now());
-            }
-        }
     }
 }
