@@ -124,7 +124,7 @@ async fn order(client: &Client, id: &str) -> (StatusCode, Value) {
         (user, stock) => {
             let faults: Vec<String> = [user.err(), stock.err()].into_iter().flatten().collect();
             let text = faults.join("; ");
-            eprintln!("order {id} failed: {text}");
+            eprintln!("an order failed: {text}");
             (StatusCode::BAD_GATEWAY, json!({"error": text}))
         }
     }

@@ -3,6 +3,7 @@
 //! A check returns what it saw. Whatever it did not see is an error that says why, with the log lines of those who
 //! could know; no check may assume anything.
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -279,7 +280,11 @@ pub(crate) fn control_plane_away(shop: &mut Shop, load: &Load, interrupt: &Inter
 
 /// Every sidecar's certificate now, and how many it has had.
 pub(crate) fn readings(shop: &Shop) -> Result<Vec<Reading>> {
-    shop.meshed.iter().map(|pod| Reading::take(pod)).collect()
+    let read = |pod: &Arc<MeshPod>| {
+        let logs = || format!("the sidecar of {0} does not answer\n{1}", pod.spec.name, shop.logs(&[&pod.spec.name]));
+        Reading::take(pod).with_context(logs)
+    };
+    shop.meshed.iter().map(read).collect()
 }
 
 /// How many renewals each sidecar must show in a load of this length: renewal is due after two thirds of the lifetime

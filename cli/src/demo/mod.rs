@@ -176,6 +176,7 @@ fn account(shop: &Shop, report: &Report, summary: &mut Summary) {
     let others = report.by_status.iter().filter(|(status, _)| **status != 200);
     summary.failures = others.map(|(status, count)| (format!("an order got status {status}"), *count)).collect();
     summary.failures.extend(report.errors.iter().map(|(error, count)| (format!("an order failed: {error}"), *count)));
+    summary.failures.extend(shop.order_faults());
     let milliseconds = |share| report.latency.quantile(share).as_secs_f64() * 1e3;
     summary.seconds = report.elapsed.as_secs_f64();
     summary.load = LoadSummary {

@@ -1,4 +1,5 @@
 //! The shop: a mesh of pods with their applications, and the load on it.
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -21,6 +22,9 @@ pub(crate) const CERTIFICATE_LIFETIME: Duration = Duration::from_secs(12);
 /// Each makes two calls through the mesh.
 const ORDERS_PER_SECOND: f64 = 40.0;
 const PATIENCE: Duration = Duration::from_secs(20);
+
+/// The most lines of a failing application that are counted.
+const FAULTS_READ: usize = 1000;
 
 /// An application in its pod.
 #[derive(Debug)]
@@ -150,6 +154,18 @@ impl Shop {
             text += &tail(&format!("application of {}", app.pod), &(app.process.stdout() + &app.process.stderr()));
         }
         text
+    }
+
+    /// Why orders failed, as the application of orders told, with their number.
+    pub(crate) fn order_faults(&self) -> BTreeMap<String, u64> {
+        let mut faults = BTreeMap::new();
+        let orders = self.apps.iter().filter(|app| app.pod == "orders");
+        for output in orders.map(|app| app.process.stderr()) {
+            for line in output.lines().take(FAULTS_READ) {
+                *faults.entry(line.to_owned()).or_default() += 1;
+            }
+        }
+        faults
     }
 
     /// The control plane's last log lines.
