@@ -1,6 +1,7 @@
 //! `weft`: one binary that can run everything, on a laptop, an edge host or a server.
 mod demo;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
@@ -28,6 +29,9 @@ enum Command {
     /// Join tokens, with which sidecars prove their identity.
     #[command(subcommand)]
     Token(TokenCommand),
+    /// The control plane's audit log.
+    #[command(subcommand)]
+    Audit(AuditCommand),
     /// Build a whole mesh on this machine, without root, put it under load and watch it keep its promises.
     Demo(demo::DemoArgs),
     /// Run an application of the demo.
@@ -55,6 +59,16 @@ enum TokenCommand {
     Create(weft_control_plane::TokenCreateArgs),
 }
 
+#[derive(Subcommand)]
+enum AuditCommand {
+    /// Check that no line of the audit log is missing or altered.
+    Verify {
+        /// State directory of the control plane.
+        #[arg(long, env = "WEFT_STATE")]
+        state: PathBuf,
+    },
+}
+
 fn main() -> ExitCode {
     // The lab runs this program again for its own duties, before any thread exists.
     weft_loadtests::lab::init();
@@ -80,6 +94,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         },
         Command::Demo(args) => return demo::main(&args),
         Command::DemoApp(args) => demo::apps::main(&args)?,
+        Command::Audit(AuditCommand::Verify { state }) => println!("{}", weft_control_plane::verify_audit(&state)?),
         Command::Token(TokenCommand::Create(args)) => println!("{}", weft_control_plane::create_token(&args)?),
     }
     Ok(ExitCode::SUCCESS)

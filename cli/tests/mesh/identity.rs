@@ -21,6 +21,7 @@ pub const TESTS: &[Test] = &[
     ("a_destination_of_the_mesh_that_stops_offering_tls_is_never_reached_in_plaintext", downgrade),
     ("certificates_are_renewed_under_load_without_a_failed_request", renewal),
     ("a_token_gives_only_the_identity_that_it_was_made_for", foreign_token),
+    ("the_audit_log_verifies_and_an_altered_or_missing_line_is_found", audit),
 ];
 
 /// A certificate with its key, as an attacker may hold them.
@@ -292,5 +293,22 @@ fn foreign_token() -> Result<()> {
     let sidecar = pair.mesh.spawn_sidecar(&thief)?;
     let line = sidecar.wait_for_line(|line| line.contains("PermissionDenied"), PATIENCE)?;
     ensure!(!token.as_os_str().is_empty() && line.contains("not connected"), "{line}");
+    Ok(())
+}
+
+fn audit() -> Result<()> {
+    let pair = Pair::start("audit")?;
+    let state = pair.mesh.state();
+    let verify = || pair.mesh.weft(["audit".as_ref(), "verify".as_ref(), "--state".as_ref(), state.as_os_str()]);
+    verify()?;
+    let file = state.join("audit.jsonl");
+    let log = std::fs::read_to_string(&file)?;
+    ensure!(log.contains("spiffe://cluster.local/ns/shop/sa/client"), "{log}");
+    std::fs::write(&file, log.replace("sa/client", "sa/clienT"))?;
+    ensure!(verify().is_err(), "an altered line is found");
+    let without_second: String =
+        log.lines().enumerate().filter(|(n, _)| *n != 1).map(|(_, line)| format!("{line}\n")).collect();
+    std::fs::write(&file, without_second)?;
+    ensure!(verify().is_err(), "a missing line is found");
     Ok(())
 }

@@ -189,11 +189,15 @@ fn ambiguous() -> Result<()> {
         "get / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n",
         "GET / HTTP/1.1\r\nhost: a\r\ncontent-length: 5\r\ncontent-length: 6\r\n\r\nhello!",
         "GET / HTTP/1.1\r\nhost : a\r\n\r\n",
+        "GET stock HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n",
     ];
     for request in rows {
         let answer = raw(&pair.client.pod, pair.web(), request)?;
         ensure!(answer.starts_with("HTTP/1.1 400"), "{request}: {answer}");
     }
+    // Two of them are no HTTP at all, and are counted as such where they came in.
+    let malformed = pair.client.metric("weft_connections_refused_total", &["reason=\"malformed_http\""])?;
+    ensure!(malformed == 2.0, "{malformed} in {}", pair.client.metrics()?);
     Ok(())
 }
 

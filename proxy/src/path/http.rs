@@ -144,6 +144,9 @@ pub(crate) fn host_of<B>(request: &Request<B>) -> Result<Option<HeaderValue>, An
     if more.is_some() {
         return Err(bad_request("host", "more than one Host header"));
     }
+    if request.uri().authority().is_some() && request.uri().scheme().is_none() && request.method() != Method::CONNECT {
+        return Err(bad_request("target", "the request target does not begin with a slash"));
+    }
     if let Some(authority) = request.uri().authority() {
         return Ok(HeaderValue::from_str(authority.as_str()).ok());
     }

@@ -367,7 +367,8 @@ impl Connection {
     }
 
     async fn http(self: Rc<Self>, stream: Stream, version: HttpVersion) {
-        let (worker, closing, lifetime) = (Rc::clone(&self.worker), self.closing.clone(), self.lifetime);
+        let (worker, closing) = (Rc::clone(&self.worker), self.closing.clone());
+        let (lifetime, peer) = (self.lifetime, self.peer);
         let ends = Rc::new(std::cell::RefCell::new(None::<Rc<Ends>>));
         let handler = move |request: Request<Incoming>| {
             let connection = Rc::clone(&self);
@@ -381,6 +382,9 @@ impl Connection {
         };
         if let Err(error) = serve(&worker, stream, version, lifetime, closing, handler).await {
             tracing::debug!(%error, "inbound connection ended");
+            if error.is_parse() {
+                refused(&worker, "malformed_http", Some(&error.to_string()), peer);
+            }
         }
     }
 
@@ -429,7 +433,7 @@ impl Connection {
             bad_request(label, text)
         };
         if request.method() == Method::CONNECT {
-            record.ending = Ending::Failed("connect_refused");
+            record.ending = Ending::Failed("connect");
             return Err(Answer::new(StatusCode::METHOD_NOT_ALLOWED, "connect", "CONNECT is not allowed here"));
         }
         path::check_method(request.method().as_str()).map_err(|why| refuse(record, why.label(), "the method"))?;

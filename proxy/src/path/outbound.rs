@@ -55,6 +55,7 @@ pub async fn handle(worker: Rc<Worker>, stream: TcpStream, peer: SocketAddr) {
             tls: !route.endpoints().is_empty() && route.endpoints().iter().all(|endpoint| endpoint.identity.is_some()),
         },
         original,
+        peer: accepted.peer,
         closing: Closing::default(),
         worker,
     });
@@ -79,6 +80,7 @@ struct Connection {
     worker: Rc<Worker>,
     ends: Ends,
     original: OriginalDst,
+    peer: SocketAddr,
     closing: Closing,
 }
 
@@ -235,7 +237,7 @@ impl Connection {
     }
 
     async fn http(self: Rc<Self>, stream: Stream, version: HttpVersion) {
-        let (worker, closing) = (Rc::clone(&self.worker), self.closing.clone());
+        let (worker, closing, peer) = (Rc::clone(&self.worker), self.closing.clone(), self.peer);
         let ends = std::cell::RefCell::new(None::<Rc<Ends>>);
         let handler = move |request: Request<Incoming>| {
             let connection = Rc::clone(&self);
@@ -249,6 +251,9 @@ impl Connection {
         };
         if let Err(error) = serve(&worker, stream, version, Lifetime::unbounded(), closing, handler).await {
             tracing::debug!(%error, "outbound connection ended");
+            if error.is_parse() {
+                refused(&worker, "malformed_http", peer);
+            }
         }
     }
 
