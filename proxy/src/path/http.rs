@@ -22,6 +22,7 @@ use super::{Closing, Phase, Worker, until};
 use crate::stage::balance::Chosen;
 use crate::stage::body::{self, RequestBody};
 use crate::stage::connect::{ConnectError, HttpVersion, Identity, LocalExecutor, Sender};
+use crate::stage::policy::Permit;
 use crate::stage::tls::Lifetime;
 use crate::stage::transport::Stream;
 use crate::telemetry::{Direction, Protocol};
@@ -214,8 +215,10 @@ pub(crate) struct Forwarding<'a> {
 }
 
 /// Sends a request to one of the endpoints and returns the answer, reported by `record` when its last byte was sent.
+/// Demands a [`Permit`]: skipping policy does not compile.
 pub(crate) async fn forward(
     to: Forwarding<'_>,
+    _permit: Permit,
     mut request: Request<Incoming>,
     mut record: Record,
 ) -> Response<ResponseBody> {

@@ -26,7 +26,7 @@ use crate::stage::accept::{self, Accepted};
 use crate::stage::connect::{HttpVersion, Identity};
 use crate::stage::detect::{self, Detected, STALL};
 use crate::stage::forward as carry;
-use crate::stage::policy::{self, Caller, Denial, Judged};
+use crate::stage::policy::{self, Caller, Denial, Judged, Permit};
 use crate::stage::rate_limit::Limited;
 use crate::stage::route::MeshView;
 use crate::stage::tls::{self, Carries, Lifetime};
@@ -403,8 +403,8 @@ impl Connection {
         record.peer_identity = self.caller.identity().cloned();
         record.span = self.worker.telemetry.start_span(Kind::Server, request.headers());
         let judged = host.and_then(|host| self.judge(&request, host.as_ref(), &mut record));
-        let path = match judged {
-            Ok(path) => path,
+        let (permit, path) = match judged {
+            Ok(judged) => judged,
             Err(answer) => return leave(&self.closing, record.answer(answer.into_response(grpc))),
         };
         self.tell_application(&mut request);
@@ -417,7 +417,7 @@ impl Connection {
             closing: &self.closing,
             lifetime: self.lifetime,
         };
-        forward(to, request, record).await
+        forward(to, permit, request, record).await
     }
 
     /// Policy, then limits. Returns the path to forward where it differs from what was sent: the application receives
@@ -427,7 +427,7 @@ impl Connection {
         request: &Request<Incoming>,
         host: Option<&HeaderValue>,
         record: &mut Record,
-    ) -> Result<Option<PathAndQuery>, Answer> {
+    ) -> Result<(Permit, Option<PathAndQuery>), Answer> {
         let refuse = |record: &mut Record, label, text: &str| {
             record.ending = Ending::Failed(label);
             bad_request(label, text)
@@ -455,11 +455,11 @@ impl Connection {
         let view = self.worker.view();
         let judged = policy::admit(&view.config.inbound.policy, &self.caller, self.target.port(), Some(http));
         self.count(&judged);
-        if let Err(denial) = judged.permit {
+        let permit = judged.permit.map_err(|denial| {
             let answer = Answer::new(StatusCode::FORBIDDEN, "denied", denial.explanation.clone());
             record.ending = Ending::Denied { policy: denial.policy, reason: denial.explanation };
-            return Err(answer);
-        }
+            answer
+        })?;
         if let Err(limited) = self.limit() {
             let text = format!("limit {} of RateLimitPolicy {} is exhausted", limited.limit, limited.policy);
             let mut answer = Answer::new(StatusCode::TOO_MANY_REQUESTS, "rate_limited", text);
@@ -468,13 +468,15 @@ impl Connection {
             return Err(answer);
         }
         if compared == sent {
-            return Ok(None);
+            return Ok((permit, None));
         }
         let target = match request.uri().query() {
             Some(query) => format!("{compared}?{query}"),
             None => compared.into_owned(),
         };
-        PathAndQuery::try_from(target).map(Some).map_err(|_| refuse(record, "path", "the path has no single reading"))
+        PathAndQuery::try_from(target)
+            .map(|path| (permit, Some(path)))
+            .map_err(|_| refuse(record, "path", "the path has no single reading"))
     }
 
     /// Replaces what the caller may have claimed about itself with what its certificate proves.

@@ -291,6 +291,6 @@ impl Connection {
             closing: &self.closing,
             lifetime: Lifetime::unbounded(),
         };
-        forward(to, request, record).await
+        forward(to, Permit::of_destination(), request, record).await
     }
 }
