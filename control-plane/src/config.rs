@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::ValueEnum;
+use weft_api::duration;
 use weft_certs::{SpiffeId, TrustDomain};
 
 /// Where the control plane keeps its keys unless told otherwise.
@@ -169,7 +170,7 @@ impl TokenCreateArgs {
     /// # Errors
     /// What to write instead.
     pub fn ttl(&self) -> Result<Duration, SettingsError> {
-        let ttl = parse_duration(&self.ttl).map_err(|fault| SettingsError(vec![format!("--ttl: {fault}")]))?;
+        let ttl = duration::parse(&self.ttl).map_err(|fault| SettingsError(vec![format!("--ttl: {fault}")]))?;
         if ttl < Duration::from_secs(60) || ttl > LONGEST_TOKEN {
             return Err(SettingsError(vec![format!(
                 "--ttl: {} is not between 1m and 365d; write for example 24h",
@@ -195,7 +196,7 @@ fn parse_address(text: &str, example: &str) -> Result<SocketAddr, String> {
 }
 
 fn parse_lifetime(text: &str, shortest: Duration) -> Result<Duration, String> {
-    let lifetime = parse_duration(text)?;
+    let lifetime = duration::parse(text)?;
     if lifetime > *LIFETIMES.end() {
         return Err(format!("{text} is longer than 24h; revocation rests on short lifetimes, write for example 1h"));
     }
@@ -223,25 +224,6 @@ fn issuer_files(args: &Args) -> Result<Option<IssuerFiles>, String> {
             Err("missing, though --issuer-roots is given; give --issuer-key too, or none".to_owned())
         }
     }
-}
-
-/// A duration with unit: `500ms`, `10s`, `5m`, `1h`, `7d`.
-///
-/// # Errors
-/// What to write instead.
-pub fn parse_duration(text: &str) -> Result<Duration, String> {
-    let fault = || format!("'{text}' is not a duration; write for example 10s, 5m, 1h or 7d");
-    let split = text.find(|c: char| !c.is_ascii_digit()).ok_or_else(fault)?;
-    let number: u64 = text[..split].parse().map_err(|_| fault())?;
-    let millis = match &text[split..] {
-        "ms" => 1,
-        "s" => 1_000,
-        "m" => 60_000,
-        "h" => 3_600_000,
-        "d" => 86_400_000,
-        _ => return Err(fault()),
-    };
-    number.checked_mul(millis).map(Duration::from_millis).ok_or_else(fault)
 }
 
 #[cfg(test)]

@@ -45,10 +45,10 @@ pub struct ProxyArgs {
     #[arg(long, env = "WEFT_WORKERS")]
     pub workers: Option<usize>,
     /// Wanted lifetime of certificates, such as `1h` [default: the control plane's].
-    #[arg(long, env = "WEFT_CERTIFICATE_LIFETIME", value_parser = parse_duration)]
+    #[arg(long, env = "WEFT_CERTIFICATE_LIFETIME", value_parser = weft_api::duration::parse)]
     pub certificate_lifetime: Option<Duration>,
     /// How long a stopping sidecar waits for open connections.
-    #[arg(long, env = "WEFT_DRAIN_TIMEOUT", default_value = "30s", value_parser = parse_duration)]
+    #[arg(long, env = "WEFT_DRAIN_TIMEOUT", default_value = "30s", value_parser = weft_api::duration::parse)]
     pub drain_timeout: Duration,
     /// OTLP/gRPC endpoint for traces, such as `http://collector:4317` [default: no traces].
     #[arg(long, env = "WEFT_OTLP_ENDPOINT")]
@@ -159,19 +159,4 @@ pub fn parse_mark(text: &str) -> Result<u32, String> {
         None => text.parse(),
     };
     parsed.ok().filter(|mark| *mark > 0).ok_or_else(|| format!("'{text}' is not a mark; write for example 0x2102"))
-}
-
-/// A duration with unit: `500ms`, `10s`, `5m`, `1h`.
-pub fn parse_duration(text: &str) -> Result<Duration, String> {
-    let fault = || format!("'{text}' is not a duration; write for example 500ms, 10s, 5m or 1h");
-    let split = text.find(|c: char| !c.is_ascii_digit()).ok_or_else(fault)?;
-    let number: u64 = text[..split].parse().map_err(|_| fault())?;
-    let millis = match &text[split..] {
-        "ms" => 1,
-        "s" => 1_000,
-        "m" => 60_000,
-        "h" => 3_600_000,
-        _ => return Err(fault()),
-    };
-    number.checked_mul(millis).map(Duration::from_millis).ok_or_else(fault)
 }

@@ -47,7 +47,7 @@ pub(crate) struct DemoArgs {
 }
 
 fn parse_duration(text: &str) -> Result<Duration, String> {
-    let duration = weft_proxy::config::parse_duration(text)?;
+    let duration = weft_api::duration::parse(text)?;
     if duration < SHORTEST {
         return Err(format!("{text} is too short to show everything; write 15s or more"));
     }

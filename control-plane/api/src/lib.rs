@@ -7,6 +7,7 @@
 //!
 //! This crate does no I/O and reads no clock.
 
+pub mod duration;
 pub mod policy;
 pub mod resource;
 pub mod wire;

@@ -1,6 +1,6 @@
 //! The per-request stack that inbound and outbound share: serve a connection, clean a request's headers, send it, follow
 //! its answer.
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -25,7 +25,7 @@ use crate::stage::connect::{ConnectError, HttpVersion, Identity, LocalExecutor, 
 use crate::stage::policy::Permit;
 use crate::stage::tls::Lifetime;
 use crate::stage::transport::Stream;
-use crate::telemetry::{Direction, Protocol};
+use crate::telemetry::{Direction, Ends, Protocol};
 
 /// A connection without a request for this long is closed; also bounds a header section. Longer than clients keep idle
 /// connections, so that none is closed under a request.
@@ -128,11 +128,32 @@ async fn idle_must_close(worker: &Worker, lifetime: Lifetime) {
 }
 
 /// What a request is spoken in, as a label.
-pub(crate) fn protocol_of<B>(request: &Request<B>) -> Protocol {
+fn protocol_of<B>(request: &Request<B>) -> Protocol {
     match request.version() {
         Version::HTTP_2 if respond::is_grpc(request.headers()) => Protocol::Grpc,
         Version::HTTP_2 => Protocol::Http2,
         _ => Protocol::Http1,
+    }
+}
+
+/// The ends of one connection's requests: their protocol is known only once there is a request.
+pub(crate) struct RequestEnds {
+    connection: Ends,
+    known: RefCell<Option<Rc<Ends>>>,
+}
+
+impl RequestEnds {
+    pub(crate) fn new(connection: Ends) -> Self {
+        Self { connection, known: RefCell::default() }
+    }
+
+    pub(crate) fn of<B>(&self, request: &Request<B>) -> Rc<Ends> {
+        let protocol = protocol_of(request);
+        let mut known = self.known.borrow_mut();
+        match known.as_ref().filter(|ends| ends.protocol == protocol) {
+            Some(ends) => Rc::clone(ends),
+            None => Rc::clone(known.insert(Rc::new(Ends { protocol, ..self.connection.clone() }))),
+        }
     }
 }
 

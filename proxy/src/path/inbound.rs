@@ -18,7 +18,7 @@ use weft_api::policy::{HttpRequest, path};
 use weft_api::workload::Endpoint;
 use weft_certs::Peer;
 
-use super::http::{Forwarding, bad_request, forward, host_of, leave, protocol_of, serve};
+use super::http::{Forwarding, RequestEnds, bad_request, forward, host_of, leave, serve};
 use super::record::{Ending, Record, ResponseBody};
 use super::respond::{self, Answer};
 use super::{Closing, Worker, own_party, until};
@@ -369,15 +369,9 @@ impl Connection {
     async fn http(self: Rc<Self>, stream: Stream, version: HttpVersion) {
         let (worker, closing) = (Rc::clone(&self.worker), self.closing.clone());
         let (lifetime, peer) = (self.lifetime, self.peer);
-        let ends = Rc::new(std::cell::RefCell::new(None::<Rc<Ends>>));
+        let ends = RequestEnds::new(self.ends.clone());
         let handler = move |request: Request<Incoming>| {
-            let connection = Rc::clone(&self);
-            let protocol = protocol_of(&request);
-            let mut known = ends.borrow_mut();
-            let ends = match known.as_ref().filter(|ends| ends.protocol == protocol) {
-                Some(ends) => Rc::clone(ends),
-                None => Rc::clone(known.insert(Rc::new(Ends { protocol, ..connection.ends.clone() }))),
-            };
+            let (connection, ends) = (Rc::clone(&self), ends.of(&request));
             async move { connection.request(request, ends).await }
         };
         if let Err(error) = serve(&worker, stream, version, lifetime, closing, handler).await {

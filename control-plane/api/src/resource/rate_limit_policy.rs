@@ -172,26 +172,14 @@ fn limit(at: &At<'_>) -> Result<Limit, ResourceError> {
 }
 
 fn window(at: &At<'_>) -> Result<Duration, ResourceError> {
-    const REMEDY: &str = "Write a whole number with `ms`, `s`, `m` or `h`, from `1ms` to `24h`, such as `1s`.";
+    const REMEDY: &str = "Write a whole number with `ms`, `s`, `m`, `h` or `d`, from `1ms` to `24h`, such as `1s`.";
     let refuse = |what: &str| at.error(format_args!("is {}, which is not a window", quoted(what)), REMEDY);
     if at.is_integer() {
         return Err(at.error("has no unit", REMEDY));
     }
     let text = at.text()?;
-    let digits = text.find(|c: char| !c.is_ascii_digit()).ok_or_else(|| refuse(text))?;
-    let (number, unit) = text.split_at(digits);
-    let milliseconds = match unit {
-        "ms" => 1,
-        "s" => 1_000,
-        "m" => 60_000,
-        "h" => 3_600_000,
-        _ => return Err(refuse(text)),
-    };
-    number
-        .parse::<u64>()
+    crate::duration::parse(text)
         .ok()
-        .and_then(|number| number.checked_mul(milliseconds))
-        .map(Duration::from_millis)
         .filter(|window| !window.is_zero() && *window <= MAX_WINDOW)
         .ok_or_else(|| refuse(text))
 }
