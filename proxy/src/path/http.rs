@@ -275,10 +275,8 @@ fn prepare(
     match version {
         HttpVersion::Http1 => {
             // An absolute target becomes the origin form; its authority wins over Host (RFC 9112 section 3.2.2).
-            if parts.uri.authority().is_some() {
-                if let Some(host) = host {
-                    parts.headers.insert(HOST, host.clone());
-                }
+            if let Some(host) = host.filter(|_| parts.uri.authority().is_some()) {
+                parts.headers.insert(HOST, host.clone());
             }
             parts.uri = Uri::from(path);
             parts.version = Version::HTTP_11;

@@ -142,6 +142,7 @@ pub(crate) struct ResponseBody {
     pub(crate) record: Option<Record>,
 }
 
+#[expect(clippy::large_enum_variant, reason = "nearly every body is the larger one: a box would cost each request")]
 enum Source {
     Local(Option<Bytes>),
     Upstream {
@@ -166,10 +167,10 @@ impl ResponseBody {
 
     /// The answer was read to its end.
     fn finish(&mut self) {
-        if let Source::Upstream { sender, .. } = &mut self.source {
-            if let Some((sender, _chosen)) = sender.take() {
-                sender.give_back();
-            }
+        if let Source::Upstream { sender, .. } = &mut self.source
+            && let Some((sender, _chosen)) = sender.take()
+        {
+            sender.give_back();
         }
         if let Some(mut record) = self.record.take() {
             record.complete = true;

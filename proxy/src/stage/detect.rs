@@ -44,9 +44,7 @@ pub fn judge(bytes: &[u8]) -> Option<Detected> {
         Some(b' ') => {}
         Some(_) => return Some(Detected::Opaque),
     }
-    let Some(end) = bytes.iter().position(|b| *b == b'\n') else {
-        return None;
-    };
+    let end = bytes.iter().position(|b| *b == b'\n')?;
     let line = bytes[..end].strip_suffix(b"\r").unwrap_or(&bytes[..end]);
     match line.rsplit(|b| *b == b' ').next() {
         Some(version) if version.starts_with(b"HTTP/") => Some(Detected::Http1),
@@ -65,10 +63,10 @@ pub async fn first_bytes<S: AsyncRead + Unpin>(
     stall: Option<Duration>,
 ) -> io::Result<Detected> {
     loop {
-        if !seen.is_empty() {
-            if let Some(detected) = judge(seen) {
-                return Ok(detected);
-            }
+        if !seen.is_empty()
+            && let Some(detected) = judge(seen)
+        {
+            return Ok(detected);
         }
         if seen.len() >= MOST_BYTES {
             return Ok(Detected::Http1);
