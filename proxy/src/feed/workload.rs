@@ -104,7 +104,7 @@ async fn join(
         say.send(wire::encode_sidecar_message(&SidecarMessage::Draining)).await.map_err(gone)?;
     }
     let mut updates = DiscoveryClient::new(channel)
-        .max_decoding_message_size(64 * 1024 * 1024)
+        .max_decoding_message_size(wire::MAX_UPDATE_BYTES)
         .stream(ReceiverStream::new(said))
         .await
         .map_err(|status| refusal(&status))?
