@@ -1,5 +1,7 @@
 //! Who may call whom, and how often, enforced at the server's side and explained.
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use anyhow::{Result, ensure};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -15,6 +17,7 @@ pub const TESTS: &[Test] = &[
     ("a_stranger_without_identity_is_refused_by_default", stranger),
     ("a_policy_that_is_edited_takes_effect_on_open_connections_within_a_second_or_so", edited),
     ("an_open_byte_stream_is_closed_when_policy_no_longer_permits_it", stream_closed),
+    ("a_stream_that_was_permitted_when_it_was_opened_is_refused_if_forbidden_when_it_speaks", silent_then_forbidden),
     ("a_byte_stream_is_refused_where_policy_speaks_of_http", http_policy_and_bytes),
     ("the_application_receives_the_path_that_was_judged", normalized),
     ("a_request_without_a_single_reading_gets_400", ambiguous),
@@ -261,5 +264,47 @@ fn shadowed() -> Result<()> {
     };
     ensure!(counted("decision=\"shadow_deny\"")? == 1.0, "{}", pair.server.metrics()?);
     ensure!(pair.get("/public/a")?.0 == 200 && counted("decision=\"shadow_deny\"")? == 1.0);
+    Ok(())
+}
+
+/// The permit of a stream must be that of its first byte, not of its connection.
+fn silent_then_forbidden() -> Result<()> {
+    let pair = Pair::start("silent")?;
+    let listener = pair.server.pod.listen(9000)?;
+    let hits = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&hits);
+    let _app = pair.server.pod.start(move || async move {
+        listener.set_nonblocking(true)?;
+        let listener = tokio::net::TcpListener::from_std(listener)?;
+        loop {
+            let (mut stream, _) = listener.accept().await?;
+            let counted = Arc::clone(&counted);
+            tokio::spawn(
+                async move { counted.fetch_add(stream.read(&mut [0; 16]).await.unwrap_or(0), Ordering::SeqCst) },
+            );
+        }
+        #[allow(unreachable_code)]
+        std::io::Result::Ok(())
+    })?;
+    pair.mesh.write("policy.yaml", CLIENT_ON_9000)?;
+    pair.settle()?;
+    let (target, speak) = (pair.raw(), pair.mesh.lab.directory().join("speak"));
+    let signal = speak.clone();
+    let stream = pair.client.pod.start(move || async move {
+        let mut stream = TcpStream::connect(target).await?;
+        while !signal.exists() {
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+        stream.write_all(b"\x00late").await?;
+        stream.read(&mut [0; 4]).await
+    })?;
+    // Time enough for the sidecars to open the stream all the way: both sides are silent, so nothing tells of it.
+    std::thread::sleep(std::time::Duration::from_millis(500));
+    pair.mesh.write("policy.yaml", &CLIENT_ON_9000.replace("[client]", "[somebody-else]"))?;
+    pair.settle()?;
+    std::fs::write(&speak, "")?;
+    let end = stream.join_timeout(PATIENCE)?;
+    ensure!(matches!(end, Some(Ok(0) | Err(_))), "{end:?}");
+    ensure!(hits.load(Ordering::SeqCst) == 0, "the application saw a byte that policy forbids");
     Ok(())
 }

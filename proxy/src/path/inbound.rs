@@ -14,6 +14,7 @@ use http::{HeaderValue, Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
+use tokio::sync::watch;
 use weft_api::policy::{HttpRequest, path};
 use weft_api::workload::Endpoint;
 use weft_certs::Peer;
@@ -211,8 +212,7 @@ impl Connection {
             Carries::Undecided => None,
         };
         // What a byte stream may do decides whether the server may be asked before the caller has spoken.
-        let judged = self.admit_stream();
-        let detected = match (detected, &judged.permit) {
+        let detected = match (detected, self.admit_stream().permit) {
             (Some(detected), _) => detected,
             (None, Ok(_)) if seen.is_empty() => match self.whoever_speaks_first(&mut stream, &mut seen).await {
                 Some((detected, connected)) => {
@@ -237,7 +237,7 @@ impl Connection {
         match detected {
             Detected::Http1 => self.http(stream, HttpVersion::Http1).await,
             Detected::Http2 => self.http(stream, HttpVersion::Http2).await,
-            Detected::Opaque => self.bytes(stream, server, judged).await,
+            Detected::Opaque => self.bytes(stream, server).await,
         }
     }
 
@@ -268,12 +268,17 @@ impl Connection {
                 read.ok()?;
                 Some((Detected::Opaque, Some(Transport::Plain(server).rewind(spoken))))
             }
+            () = until(self.lifetime.end) => None,
         }
     }
 
-    /// Carries a byte stream, for as long as policy permits it.
-    async fn bytes(&self, stream: Stream, server: Option<Stream>, judged: Judged) {
+    /// Carries a byte stream, for as long as policy permits it. It is judged here and not when it was accepted: the
+    /// first byte may come long after.
+    async fn bytes(&self, stream: Stream, server: Option<Stream>) {
         let worker = &self.worker;
+        let mut view = worker.view.clone();
+        view.mark_unchanged();
+        let judged = self.admit_stream();
         self.count(&judged);
         let open = Rc::new(worker.telemetry.connection_opened(&self.ends));
         let ending = match judged.permit {
@@ -313,7 +318,7 @@ impl Connection {
                         tokio::select! {
                             done = carried => if done.is_ok() { Ending::Forwarded } else { Ending::Failed("cut") },
                             () = until(self.lifetime.end) => Ending::Failed("certificate_expired"),
-                            denial = self.until_forbidden() => {
+                            denial = self.until_forbidden(view) => {
                                 Ending::Denied { policy: denial.policy, reason: denial.explanation }
                             }
                         }
@@ -341,10 +346,8 @@ impl Connection {
         }
     }
 
-    /// Returns once a new configuration forbids what was permitted.
-    async fn until_forbidden(&self) -> Box<Denial> {
-        let mut view = self.worker.view.clone();
-        view.mark_unchanged();
+    /// Returns once a configuration that is newer than the one seen in `view` forbids what was permitted.
+    async fn until_forbidden(&self, mut view: watch::Receiver<Option<Arc<MeshView>>>) -> Box<Denial> {
         loop {
             if view.changed().await.is_err() {
                 std::future::pending::<()>().await;

@@ -64,11 +64,6 @@ impl Worker {
         self.identity.borrow().clone().expect("connections are accepted only once there is a certificate")
     }
 
-    /// Whether callers are asked to go elsewhere.
-    pub fn is_draining(&self) -> bool {
-        *self.phase.borrow() > Phase::Serving
-    }
-
     /// Counts a connection as open until dropped.
     pub fn count(&self) -> Open {
         self.open.fetch_add(1, Ordering::Relaxed);
