@@ -30,6 +30,7 @@ pub fn run(settings: Settings) -> anyhow::Result<()> {
     weft_certs::install_crypto_provider();
     let (lines, _log) = LineSink::stdout();
     telemetry::log::init(&settings.args.log, &lines)?;
+    raise_open_files();
     let telemetry = Telemetry::new(telemetry_settings(&settings), lines)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let listeners: Vec<Listeners> = (0..settings.workers).map(|_| listen(&settings)).collect::<anyhow::Result<_>>()?;
@@ -47,6 +48,17 @@ fn telemetry_settings(settings: &Settings) -> TelemetrySettings {
             sampling_ratio: args.trace_ratio,
             mark: args.proxy_mark,
         }),
+    }
+}
+
+/// Each connection carried takes two descriptors; the usual soft limit of 1,024 would be reached by 500.
+fn raise_open_files() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE)
+        && soft < hard
+        && let Err(error) = setrlimit(Resource::RLIMIT_NOFILE, hard, hard)
+    {
+        tracing::warn!(%error, soft, hard, "cannot raise the limit of open files");
     }
 }
 

@@ -20,6 +20,7 @@
 
 use super::{Options, Unavailable, available, enter, init};
 use libtest_mimic::{Arguments, Trial};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 /// A test: its name, and what it does. It fails with an error or a panic.
 pub type Test = (&'static str, fn() -> anyhow::Result<()>);
@@ -44,7 +45,18 @@ pub fn main_outside(tests: &[Test]) -> ! {
     run(&Arguments::from_args(), tests, &[], available())
 }
 
+/// Tests hold both ends of many connections in one process; the usual soft limit of 1,024 is too low for that.
+fn raise_open_files() {
+    if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE)
+        && soft < hard
+    {
+        // With a lower limit the tests that need more say so by failing.
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
+    }
+}
+
 fn run(arguments: &Arguments, tests: &[Test], skipped: &[String], lab: Result<(), Unavailable>) -> ! {
+    raise_open_files();
     let required = std::env::var("WEFT_REQUIRE_LAB").is_ok_and(|value| value == "1");
     let there = tests.iter().map(|test| trial(test, lab.as_ref().err(), required));
     let missing = skipped.iter().map(|name| Trial::test(name, || Ok(())).with_ignored_flag(true));
