@@ -65,6 +65,7 @@ async fn serve(parts: Parts, mut stop: watch::Receiver<bool>) -> std::io::Result
         balancer: Balancer::default(),
         telemetry: parts.telemetry.worker(),
         own_ports: parts.own_ports,
+        local: accept::LocalAddresses::default(),
         open: parts.open,
     });
     for listener in parts.listeners.inbound {

@@ -4,15 +4,17 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use weft_loadtests::lab::{Pod, Program, testing::Test};
-use weft_loadtests::mesh::{eventually, find_program, run_to_end};
+use weft_loadtests::apps;
+use weft_loadtests::lab::{Pod, PodSpec, Program, testing::Test};
+use weft_loadtests::mesh::{eventually, find_program, get, run_to_end};
 
 use crate::fixture::{PATIENCE, Pair};
 
 /// The tests whose programs are there, and names of those whose are not.
 pub fn tests() -> (Vec<Test>, Vec<String>) {
-    let all: [(Test, &str, bool); 3] = [
+    let all: [(Test, &str, bool); 4] = [
         (("curl_is_served_by_the_application", curl), "curl", find_program(CURL).is_some()),
+        (("a_sidecar_is_no_relay_to_addresses_that_are_not_its_pods", no_relay), "ip", find_program(IP).is_some()),
         (("nginx_serves_curl", nginx), "nginx and curl", find_program(NGINX).is_some() && find_program(CURL).is_some()),
         (
             ("psql_works_with_postgresql", postgres),
@@ -26,6 +28,7 @@ pub fn tests() -> (Vec<Test>, Vec<String>) {
 }
 
 const CURL: &[&str] = &["/usr/bin/curl", "/usr/local/bin/curl"];
+const IP: &[&str] = &["/usr/sbin/ip", "/sbin/ip", "/usr/bin/ip", "/bin/ip"];
 const NGINX: &[&str] = &["/usr/sbin/nginx", "/usr/bin/nginx"];
 const PSQL: &[&str] = &["/usr/bin/psql", "/usr/local/bin/psql"];
 /// A user other than root: PostgreSQL refuses to run as root, and nginx would change to a user that the lab does not map.
@@ -120,5 +123,32 @@ fn postgres() -> Result<()> {
     ensure!(rows.len() == 101 * 100_000, "{}", rows.len());
     let tcp = pair.server.metric("weft_tcp_connections_total", &["tls=\"true\"", "source=\"client\""])?;
     ensure!(tcp >= 3.0, "{tcp}: by mutual TLS");
+    Ok(())
+}
+
+/// A neighbour on the same link sends the server's pod what is meant for another: `ip` makes it its router.
+fn no_relay() -> Result<()> {
+    let pair = Pair::start("relay")?;
+    // A policy that would let it through: only the address is wrong.
+    pair.mesh.write(
+        "namespace.yaml",
+        "apiVersion: v1\nkind: Namespace\nmetadata: {name: shop, annotations: {weft.dev/default-policy: allow}}\n",
+    )?;
+    pair.settle()?;
+    let secret = pair.mesh.lab.pod(PodSpec::new("bystander").address(Ipv4Addr::new(192, 0, 2, 7)))?;
+    let listener = secret.listen(8080)?;
+    let _app = secret.start(move || async move { apps::http(listener, "bystander").await })?;
+    let neighbour = pair.mesh.lab.pod(PodSpec::new("neighbour"))?;
+    let target = secret.address(8080);
+    ensure!(get(&neighbour, target, "/")?.0 == 200, "without the detour it is reached");
+    let router = pair.server.pod.ipv4().context("the lab gives both families")?.to_string();
+    run_to_end(
+        &neighbour,
+        program(IP)?.args(["route", "add", "192.0.2.7/32", "via", &router, "dev", "eth0", "onlink"]),
+    )?;
+    let answer = get(&neighbour, target, "/");
+    ensure!(answer.is_err(), "{answer:?}");
+    let refused = pair.server.metric("weft_connections_refused_total", &["reason=\"not_local\""])?;
+    ensure!(refused == 1.0, "{refused} in {}", pair.server.metrics()?);
     Ok(())
 }

@@ -23,7 +23,7 @@ use super::http::{Forwarding, RequestEnds, bad_request, forward, host_of, leave,
 use super::record::{Ending, Record, ResponseBody};
 use super::respond::{self, Answer};
 use super::{Closing, Worker, own_party, until};
-use crate::stage::accept::{self, Accepted};
+use crate::stage::accept::{self, Accepted, Refused};
 use crate::stage::connect::{HttpVersion, Identity};
 use crate::stage::detect::{self, Detected, STALL};
 use crate::stage::forward as carry;
@@ -50,6 +50,10 @@ pub async fn handle(worker: Rc<Worker>, stream: TcpStream, peer: SocketAddr) {
         }
     };
     let (peer, target) = (accepted.peer, accepted.original_dst.0);
+    if !worker.local.contain(target.ip()) {
+        refused(&worker, Refused::NotLocal.label(), None, peer);
+        return accept::reset(accepted.stream);
+    }
     let arrival = match arrive(accepted, &worker).await {
         Ok(Some(arrival)) => arrival,
         Ok(None) => return,

@@ -14,6 +14,7 @@ use std::time::Instant;
 
 use tokio::sync::watch;
 
+use crate::stage::accept::LocalAddresses;
 use crate::stage::balance::Balancer;
 use crate::stage::connect::{Identity, Upstreams};
 use crate::stage::rate_limit::Limiter;
@@ -49,6 +50,8 @@ pub struct Worker {
     pub telemetry: WorkerTelemetry,
     /// Ports to which nothing is forwarded.
     pub own_ports: [u16; 3],
+    /// Addresses to which anything is forwarded.
+    pub local: LocalAddresses,
     /// Connections open in the whole sidecar.
     pub open: Arc<AtomicUsize>,
 }

@@ -2,8 +2,9 @@
 //!
 //! A connection that was not redirected here has no original destination of its own, and is refused: no loops, no open
 //! proxy. The accept loop outlives running out of descriptors.
+use std::cell::RefCell;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
@@ -36,6 +37,8 @@ pub enum Refused {
     NotRedirected,
     /// It was going to one of the sidecar's own ports.
     OwnPort,
+    /// It was going to an address that is not of this pod.
+    NotLocal,
 }
 
 impl Refused {
@@ -44,6 +47,7 @@ impl Refused {
         match self {
             Self::NotRedirected => "not_redirected",
             Self::OwnPort => "own_port",
+            Self::NotLocal => "not_local",
         }
     }
 }
@@ -101,6 +105,33 @@ pub fn original_dst(stream: TcpStream, peer: SocketAddr, own_ports: &[u16]) -> R
     }
 }
 
+/// The addresses of this pod, as far as they were asked for.
+///
+/// The redirect takes whatever is sent to our link address, before the kernel looks whether the packet is for us: without
+/// this check a neighbour could have the sidecar connect to any address in its own name.
+#[derive(Debug, Default)]
+pub struct LocalAddresses {
+    known: RefCell<Vec<IpAddr>>,
+}
+
+/// More addresses than a pod has.
+const MOST_ADDRESSES: usize = 64;
+
+impl LocalAddresses {
+    /// Whether `address` is one of this pod's. Only a local address can be bound.
+    pub fn contain(&self, address: IpAddr) -> bool {
+        if self.known.borrow().contains(&address) {
+            return true;
+        }
+        let local = !address.is_unspecified() && !address.is_multicast() && UdpSocket::bind((address, 0)).is_ok();
+        let mut known = self.known.borrow_mut();
+        if local && known.len() < MOST_ADDRESSES {
+            known.push(address);
+        }
+        local
+    }
+}
+
 /// Ends a connection with a reset, so that the caller sees a refusal and not an empty answer.
 pub fn reset(stream: TcpStream) {
     reset_ref(&stream);
@@ -123,4 +154,21 @@ pub fn addresses(port: u16, loopback: bool) -> [SocketAddr; 2] {
         false => (Ipv4Addr::UNSPECIFIED, Ipv6Addr::UNSPECIFIED),
     };
     [SocketAddr::new(IpAddr::V4(v4), port), SocketAddr::new(IpAddr::V6(v6), port)]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_an_address_of_this_host_is_local() {
+        let local = LocalAddresses::default();
+        for _ in 0..2 {
+            assert!(local.contain(Ipv4Addr::LOCALHOST.into()));
+            for foreign in ["192.0.2.7", "0.0.0.0", "224.0.0.1", "255.255.255.255", "2001:db8::7", "::", "ff02::1"] {
+                let foreign: IpAddr = foreign.parse().expect("an address");
+                assert!(!local.contain(foreign), "{foreign}");
+            }
+        }
+    }
 }
