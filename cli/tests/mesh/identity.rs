@@ -17,6 +17,7 @@ use crate::fixture::{PATIENCE, Pair, WEFT, settle};
 
 pub const TESTS: &[Test] = &[
     ("a_client_with_a_bad_certificate_is_refused_before_the_application_sees_a_byte", bad_clients),
+    ("a_caller_cannot_have_its_proven_identity_dropped_on_the_way_to_the_application", hop_by_hop),
     ("a_server_with_a_bad_certificate_gets_no_byte_of_the_request", bad_servers),
     ("a_destination_of_the_mesh_that_stops_offering_tls_is_never_reached_in_plaintext", downgrade),
     ("certificates_are_renewed_under_load_without_a_failed_request", renewal),
@@ -145,13 +146,36 @@ fn attacker(credentials: Option<Credentials>) -> Result<rustls::ClientConfig> {
 
 /// Sends a request over TLS; the answer's bytes, or the error.
 async fn ask(target: SocketAddr, config: rustls::ClientConfig) -> Result<Vec<u8>> {
+    ask_with(target, config, "connection: close\r\n").await
+}
+
+async fn ask_with(target: SocketAddr, config: rustls::ClientConfig, headers: &str) -> Result<Vec<u8>> {
     let stream = TcpStream::connect(target).await?;
     let name = rustls::pki_types::ServerName::try_from("server.invalid")?;
     let mut stream = tokio_rustls::TlsConnector::from(Arc::new(config)).connect(name, stream).await?;
-    stream.write_all(b"GET /attack HTTP/1.1\r\nhost: s\r\nconnection: close\r\n\r\n").await?;
+    stream.write_all(format!("GET /attack HTTP/1.1\r\nhost: s\r\n{headers}\r\n").as_bytes()).await?;
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer).await?;
     Ok(answer)
+}
+
+/// A caller of the mesh that speaks for itself, without a sidecar that would clean its request.
+fn hop_by_hop() -> Result<()> {
+    let pair = Pair::start("hop")?;
+    let _app = pair.serve_http()?;
+    let stranger = pair.mesh.lab.pod(PodSpec::new("stranger"))?;
+    let target = pair.server.pod.address(8080);
+    let good = issue(&authority(&pair.mesh)?, "spiffe://cluster.local/ns/shop/sa/client", SystemTime::now())?;
+    let config = attacker(Some(good))?;
+    let headers = "connection: close, x-forwarded-client-cert, content-length, host\r\n\
+                   x-forwarded-client-cert: URI=spiffe://cluster.local/ns/shop/sa/admin\r\n";
+    let answer = stranger.run(move || ask_with(target, config, headers))??;
+    let answer = String::from_utf8_lossy(&answer);
+    ensure!(
+        answer.starts_with("HTTP/1.1 200") && answer.contains("sa/client") && !answer.contains("sa/admin"),
+        "{answer}"
+    );
+    Ok(())
 }
 
 fn bad_clients() -> Result<()> {

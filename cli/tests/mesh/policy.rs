@@ -207,7 +207,7 @@ fn ambiguous() -> Result<()> {
 fn spoofed() -> Result<()> {
     let pair = Pair::start("spoof")?;
     let _app = pair.serve_http()?;
-    let request = "GET / HTTP/1.1\r\nhost: server\r\nconnection: close, x-kept\r\nx-kept: no\r\n\
+    let request = "GET / HTTP/1.1\r\nhost: server\r\nconnection: close, x-kept, X-Forwarded-Client-Cert\r\nx-kept: no\r\n\
                    x-forwarded-client-cert: URI=spiffe://cluster.local/ns/shop/sa/admin\r\n\
                    x_forwarded_client_cert: URI=spiffe://cluster.local/ns/shop/sa/admin\r\n\r\n";
     let answer = raw(&pair.client.pod, pair.web(), request)?;

@@ -5,7 +5,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use http::header::{CONNECTION, HOST, HeaderName, TE, TRANSFER_ENCODING, UPGRADE};
+use http::header::{CONNECTION, CONTENT_LENGTH, HOST, HeaderName, TE, TRANSFER_ENCODING, UPGRADE};
 use http::uri::{PathAndQuery, Uri};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version};
 use http_body::Body;
@@ -27,6 +27,8 @@ use crate::stage::tls::Lifetime;
 use crate::stage::transport::Stream;
 use crate::telemetry::{Direction, Ends, Protocol};
 
+/// Who the caller is, to the application (Envoy's format).
+pub(crate) const FORWARDED_CLIENT_CERT: HeaderName = HeaderName::from_static("x-forwarded-client-cert");
 /// A connection without a request for this long is closed; also bounds a header section. Longer than clients keep idle
 /// connections, so that none is closed under a request.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(120);
@@ -206,8 +208,8 @@ fn strip_hop_by_hop(headers: &mut HeaderMap) {
             .iter()
             .flat_map(|line| line.as_bytes().split(|b| *b == b','))
             .filter_map(|token| HeaderName::from_bytes(token.trim_ascii()).ok())
-            // A caller must not have us drop the headers that frame or route its request.
-            .filter(|name| ![TRANSFER_ENCODING, HOST, TE].contains(name) && *name != http::header::CONTENT_LENGTH)
+            // A caller must not have us drop what frames or routes its request, nor what we say of who it is.
+            .filter(|name| ![TRANSFER_ENCODING, CONTENT_LENGTH, HOST, TE, FORWARDED_CLIENT_CERT].contains(name))
             .collect();
         for name in named {
             headers.remove(name);

@@ -19,7 +19,7 @@ use weft_api::policy::{HttpRequest, path};
 use weft_api::workload::Endpoint;
 use weft_certs::Peer;
 
-use super::http::{Forwarding, RequestEnds, bad_request, forward, host_of, leave, serve};
+use super::http::{FORWARDED_CLIENT_CERT, Forwarding, RequestEnds, bad_request, forward, host_of, leave, serve};
 use super::record::{Ending, Record, ResponseBody};
 use super::respond::{self, Answer};
 use super::{Closing, Worker, own_party, until};
@@ -34,9 +34,7 @@ use crate::stage::tls::{self, Carries, Lifetime};
 use crate::stage::transport::{Stream, Transport};
 use crate::telemetry::{ConnectionEvent, Direction, Ends, Kind, Party, Protocol, Refusal, Verdict};
 
-/// Who the caller is, to the application (Envoy's format).
-const FORWARDED_CLIENT_CERT: HeaderName = HeaderName::from_static("x-forwarded-client-cert");
-/// Some servers take it for the same field (CGI variables).
+/// Some servers take it for the same field as [`FORWARDED_CLIENT_CERT`] (CGI variables).
 const FORWARDED_CLIENT_CERT_UNDERSCORED: HeaderName = HeaderName::from_static("x_forwarded_client_cert");
 
 /// One connection from the network to our application.
