@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use http::header::{CONNECTION, CONTENT_LENGTH, HOST, HeaderName, TE, TRANSFER_ENCODING, UPGRADE};
-use http::uri::{PathAndQuery, Uri};
+use http::uri::{Authority, PathAndQuery, Scheme, Uri};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version};
 use http_body::Body;
 use hyper::body::Incoming;
@@ -285,6 +285,12 @@ fn prepare(
         }
         HttpVersion::Http2 => {
             let mut uri = std::mem::take(&mut parts.uri).into_parts();
+            // One name for the host: what was judged (RFC 9113 section 8.3.1).
+            if let Some(host) = host.filter(|_| uri.authority.is_none()) {
+                uri.authority = Authority::from_maybe_shared(host.clone()).ok();
+                uri.scheme = Some(Scheme::HTTP);
+            }
+            parts.headers.remove(HOST);
             uri.path_and_query = Some(path);
             if let Ok(uri) = Uri::from_parts(uri) {
                 parts.uri = uri;
