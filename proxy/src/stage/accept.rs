@@ -123,7 +123,9 @@ impl LocalAddresses {
         if self.known.borrow().contains(&address) {
             return true;
         }
-        let local = !address.is_unspecified() && !address.is_multicast() && UdpSocket::bind((address, 0)).is_ok();
+        // These can be bound too, but nobody can be connected to there.
+        let nobody = address.is_unspecified() || address.is_multicast() || address == IpAddr::V4(Ipv4Addr::BROADCAST);
+        let local = !nobody && UdpSocket::bind((address, 0)).is_ok();
         let mut known = self.known.borrow_mut();
         if local && known.len() < MOST_ADDRESSES {
             known.push(address);
