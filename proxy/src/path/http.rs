@@ -368,14 +368,16 @@ async fn send(to: &Forwarding<'_>, request: Request<RequestBody>, version: HttpV
     }
 }
 
-/// A copy of a request that may be repeated when a kept connection closes without an answer: without body, idempotent
-/// (RFC 9110 section 9.2.2).
+/// A copy of a request that may be repeated when a kept HTTP/1 connection closes without an answer: without body,
+/// idempotent (RFC 9110 section 9.2.2). HTTP/2 says which requests were not processed; a stream that the server reset is
+/// its answer.
 fn repeatable(request: &Request<RequestBody>, sender: &Sender) -> Option<Request<RequestBody>> {
     let idempotent = matches!(
         *request.method(),
         Method::GET | Method::HEAD | Method::OPTIONS | Method::TRACE | Method::DELETE | Method::PUT
     );
-    if !sender.is_reused()
+    if matches!(sender, Sender::Http2(_))
+        || !sender.is_reused()
         || !idempotent
         || !matches!(request.body(), RequestBody::Empty)
         || request.headers().contains_key(UPGRADE)
