@@ -9,6 +9,7 @@ use weft_certs::SpiffeId;
 pub mod denied;
 pub mod directory;
 pub mod file;
+pub mod kubernetes;
 pub mod last_good;
 pub mod watch;
 

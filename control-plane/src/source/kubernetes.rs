@@ -1,0 +1,3 @@
+//! The mesh's resources from the API of Kubernetes.
+
+pub mod objects;

@@ -1,0 +1,65 @@
+//! What is known of each of Weft's own objects in the API, for those who write its status.
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::watch;
+
+use crate::source::ResourceKey;
+
+/// All of Weft's own objects (policies and Workloads) that the API server has. Clones share one table.
+#[derive(Clone, Debug)]
+pub struct Objects {
+    table: Arc<Mutex<BTreeMap<ResourceKey, Object>>>,
+    changes: watch::Sender<u64>,
+}
+
+/// One object as the API server has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Object {
+    /// `metadata.uid`.
+    pub uid: String,
+    /// `metadata.generation`: changes with each change of the spec.
+    pub generation: i64,
+    /// Why the object cannot be used, with the remedy; what was last good of it stays in force. `None`: it is in force.
+    pub error: Option<String>,
+    /// `status`, as it was read; null where there is none.
+    pub status: serde_json::Value,
+}
+
+impl Default for Objects {
+    fn default() -> Self {
+        Self { table: Arc::default(), changes: watch::Sender::new(0) }
+    }
+}
+
+impl Objects {
+    /// All objects, in the order of their keys.
+    pub fn snapshot(&self) -> Vec<(ResourceKey, Object)> {
+        self.lock().iter().map(|(key, object)| (key.clone(), object.clone())).collect()
+    }
+
+    /// Is told of each change of the table.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
+    }
+
+    /// Puts in or replaces an object.
+    pub fn put(&self, key: ResourceKey, object: Object) {
+        let before = self.lock().insert(key, object.clone());
+        if before.as_ref() != Some(&object) {
+            self.changes.send_modify(|changes| *changes += 1);
+        }
+    }
+
+    /// Takes an object out.
+    pub fn remove(&self, key: &ResourceKey) {
+        if self.lock().remove(key).is_some() {
+            self.changes.send_modify(|changes| *changes += 1);
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<ResourceKey, Object>> {
+        // Each change of the table is one call: a panic leaves nothing half done.
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
