@@ -1,7 +1,7 @@
 //! The CustomResourceDefinitions of Weft's own kinds, made from what their parsers read.
 //!
-//! A definition never refuses what the parser accepts, and never lets the API server drop a field silently: see
-//! [`Schema::object`]. It uses no more of CEL than every Kubernetes with native sidecars (1.29) has.
+//! A definition never refuses what the parser accepts, and never lets the API server drop a field of a spec silently: see
+//! [`Schema::object`]. Its rules keep to the CEL of Kubernetes 1.29, the first that starts native sidecars by itself.
 use serde_json::{Value, json};
 
 use super::document::DOCUMENT;

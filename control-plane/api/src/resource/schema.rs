@@ -72,7 +72,7 @@ impl Schema {
         self.with("x-kubernetes-list-type", "map").with("x-kubernetes-list-map-keys", [key].as_slice())
     }
 
-    /// An object with the fields of `shape`, in its order.
+    /// An object with the fields of `shape`, in its order. Others are a mistake of ours, and a panic.
     ///
     /// Unknown fields are kept, not pruned: the API server drops them silently unless the client asks it not to, and a
     /// misspelt restriction would become none before anybody saw it. Kept, they reach the webhook and the control plane,
@@ -130,5 +130,22 @@ impl Schema {
     /// The schema as JSON.
     pub(crate) fn into_json(self) -> Value {
         self.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_object_has_the_fields_that_its_parser_reads_or_is_not_made() {
+        const SHAPE: Shape = Shape { known: &["a", "b"], later: &["c"] };
+        let field = |name| (name, Schema::boolean("Whether."));
+        let object = Schema::object("Both.", &SHAPE, &["b"], ["a", "b"].map(field)).into_json();
+        assert_eq!(object["properties"].as_object().unwrap().len(), 2);
+        for fields in [["a", "c"], ["b", "a"]] {
+            let make = || Schema::object("Others.", &SHAPE, &[], fields.map(field)).into_json();
+            assert!(std::panic::catch_unwind(make).is_err(), "{fields:?}");
+        }
     }
 }
