@@ -78,6 +78,14 @@ pub struct Serving {
     pub bundle: String,
     /// When the serving certificate expires.
     pub not_after: SystemTime,
+    leaf: CertificateDer<'static>,
+}
+
+impl Serving {
+    /// Whether both are the same certificate under the same roots.
+    pub fn is_same(&self, other: &Self) -> bool {
+        self.leaf == other.leaf && self.bundle == other.bundle
+    }
 }
 
 /// A certificate and when it is valid.
@@ -165,6 +173,7 @@ impl Opened {
             tls: self.server_config(client_roots)?,
             bundle: self.roots.iter().map(|root| pem_of(&root.der)).collect(),
             not_after: self.leaf.not_after,
+            leaf: self.leaf.der.clone(),
         })
     }
 

@@ -6,3 +6,4 @@
 pub mod admission;
 pub mod certificate;
 pub mod review;
+pub mod server;
