@@ -1,0 +1,2 @@
+//! What the API server asks before it takes an object.
+pub mod injector;
