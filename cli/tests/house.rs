@@ -190,6 +190,7 @@ const RULES: &[Rule] = &[
         except: &[
             "control-plane/src/ca/",
             "control-plane/src/listener.rs",
+            "control-plane/src/webhook/",
             "proxy/src/stage/connect.rs",
             "proxy/src/stage/tls.rs",
             "proxy/src/stage/transport.rs",

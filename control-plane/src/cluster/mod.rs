@@ -3,6 +3,7 @@
 //! Nothing here decides what a sidecar may do. It writes what people and programs read (status, events, the trust bundle)
 //! and agrees on who writes.
 
+pub mod namespaces;
 pub mod trust_bundle;
 pub mod webhook_secret;
 pub mod webhooks;

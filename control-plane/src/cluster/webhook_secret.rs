@@ -13,14 +13,13 @@ use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{Api, DeleteParams, PostParams, Preconditions};
 use kube::runtime::{WatchStreamExt as _, watcher};
-use rustls::RootCertStore;
 use tokio::sync::watch;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
 use super::Cluster;
 use crate::metrics::Metrics;
-use crate::webhook::certificate::{CertificateError, Serving, Stored};
+use crate::webhook::certificate::{CertificateError, ClientRoots, Serving, Stored};
 
 /// Name of the Secret.
 pub const SECRET: &str = "weft-webhook";
@@ -35,7 +34,7 @@ pub struct Wanted {
     /// The names by which the webhooks are called.
     pub names: Vec<String>,
     /// Where callers' certificates must come from; `None`: they need none.
-    pub client_roots: Option<Arc<RootCertStore>>,
+    pub client_roots: Option<ClientRoots>,
 }
 
 /// Keeps `certificates` at what the Secret holds, until `stop`.

@@ -45,6 +45,9 @@ const MAX_NAMES: usize = 32;
 #[error("{0}")]
 pub struct CertificateError(String);
 
+/// The roots that callers' certificates must chain to.
+pub type ClientRoots = Arc<RootCertStore>;
+
 /// What the Secret holds, all of it PEM. `Debug` shows no key.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Stored {
@@ -161,11 +164,7 @@ impl Opened {
     ///
     /// # Errors
     /// The certificate has expired, or `client_roots` cannot be used.
-    pub fn serving(
-        &self,
-        client_roots: Option<&Arc<RootCertStore>>,
-        now: SystemTime,
-    ) -> Result<Serving, CertificateError> {
+    pub fn serving(&self, client_roots: Option<&ClientRoots>, now: SystemTime) -> Result<Serving, CertificateError> {
         if self.leaf.not_after <= now || self.roots[self.signer].not_after <= now {
             return Err(CertificateError("the webhooks' certificate has expired".into()));
         }
@@ -217,7 +216,7 @@ impl Opened {
         self.roots.iter().filter(|root| keep(root)).map(|root| pem_of(&root.der)).collect()
     }
 
-    fn server_config(&self, client_roots: Option<&Arc<RootCertStore>>) -> Result<Arc<ServerConfig>, CertificateError> {
+    fn server_config(&self, client_roots: Option<&ClientRoots>) -> Result<Arc<ServerConfig>, CertificateError> {
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let wrong = |what: &str, fault: &dyn fmt::Display| CertificateError(format!("{what}: {fault}"));
         // TLS 1.2 as well: an API server that is held to FIPS rules may not speak 1.3.
@@ -276,7 +275,7 @@ impl Validity {
 ///
 /// # Errors
 /// There is none, or one cannot serve as a root.
-pub fn client_roots(pem: &str) -> Result<Arc<RootCertStore>, CertificateError> {
+pub fn client_roots(pem: &str) -> Result<ClientRoots, CertificateError> {
     let mut roots = RootCertStore::empty();
     for der in certificates(pem, "the roots of the webhooks' callers")? {
         roots.add(der).map_err(|fault| CertificateError(format!("the roots of the webhooks' callers: {fault}")))?;

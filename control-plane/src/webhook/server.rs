@@ -251,6 +251,10 @@ async fn inject(State(shared): State<Shared>, request: Request) -> Response {
     let answered = async {
         let body = shared.read(request).await?;
         let review = shared.judge(move || Review::parse(&body)).await?.map_err(NoAnswer::malformed)?;
+        if (review.kind.group.as_str(), review.kind.kind.as_str()) != ("", "Pod") {
+            let kind = &review.kind.kind;
+            return Err(NoAnswer::new(StatusCode::BAD_REQUEST, format!("{kind} is no Pod; send only pods to /inject")));
+        }
         let uid = review.uid.clone();
         let answer = (shared.hooks.inject)(review).await.map_err(NoAnswer::undecided)?;
         Ok((uid, answer))
