@@ -11,7 +11,7 @@ use futures_util::StreamExt as _;
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use kube::api::{Api, DeleteParams, PostParams, Preconditions};
+use kube::api::{Api, PostParams};
 use kube::runtime::{WatchStreamExt as _, watcher};
 use tokio::sync::watch;
 use tokio::time::MissedTickBehavior;
@@ -176,14 +176,6 @@ impl Keeper {
     }
 
     async fn replace(&self, old: &Secret, made: &Stored) -> Result<(), Fault> {
-        if old.immutable == Some(true) {
-            let preconditions = Preconditions {
-                uid: old.metadata.uid.clone(),
-                resource_version: old.metadata.resource_version.clone(),
-            };
-            let delete = DeleteParams::default().preconditions(preconditions);
-            return allow_conflict(self.secrets.delete(SECRET, &delete).await);
-        }
         // With its resourceVersion, so that of several replicas one writes.
         let secret = Secret { data: Some(data(made)), string_data: None, ..old.clone() };
         allow_conflict(self.secrets.replace(SECRET, &PostParams::default(), &secret).await)

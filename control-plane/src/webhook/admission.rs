@@ -3,10 +3,11 @@
 //!
 //! Only what is wrong in what somebody just wrote is refused. What is being deleted, what a controller writes (status,
 //! finalizers, labels) and what belongs to others always passes: a fault that got in once must not block its repair.
-use serde_json::{Map, Value, json};
+mod annotations;
+
+use serde_json::{Map, Value};
 use weft_api::resource::{
-    Action, AuthorizationPolicy, DEFAULT_POLICY_ANNOTATION, NamespacedName, PORT_PROTOCOLS_ANNOTATION, Resource,
-    ResourceError, Target, parse_documents,
+    Action, AuthorizationPolicy, NamespacedName, Resource, ResourceError, Target, parse_documents,
 };
 
 use super::review::{Answer, Operation, Review};
@@ -16,27 +17,8 @@ pub type KnownService<'a> = &'a (dyn Fn(&NamespacedName) -> bool + Send + Sync);
 
 /// Group of Weft's own kinds.
 const GROUP: &str = "policy.weft.dev";
-/// Whether pods join the mesh; a label of that name counts as well.
-const INJECT: &str = "weft.dev/inject";
 /// What stands before all of Weft's annotations.
 const PREFIX: &str = "weft.dev/";
-/// Annotations that a Namespace may have.
-const OF_NAMESPACES: &[&str] = &[
-    INJECT,
-    DEFAULT_POLICY_ANNOTATION,
-    "weft.dev/skip-inbound-ports",
-    "weft.dev/skip-outbound-ports",
-    "weft.dev/skip-subnets",
-    "weft.dev/opaque-ports",
-    "weft.dev/proxy-cpu-request",
-    "weft.dev/proxy-cpu-limit",
-    "weft.dev/proxy-memory-request",
-    "weft.dev/proxy-memory-limit",
-    "weft.dev/log-level",
-    "weft.dev/access-log",
-];
-/// Annotations that a Service may have.
-const OF_SERVICES: &[&str] = &[PORT_PROTOCOLS_ANNOTATION];
 
 /// Answers a review. `known` tells which Services there are; `None`: nothing is said of Services that are not there.
 pub fn answer(review: &Review, known: Option<KnownService<'_>>) -> Answer {
@@ -46,8 +28,8 @@ pub fn answer(review: &Review, known: Option<KnownService<'_>>) -> Answer {
     }
     let warnings = match (review.kind.group.as_str(), review.kind.kind.as_str()) {
         (GROUP, _) => own_kind(review, known),
-        ("", "Namespace") => namespace(review),
-        ("", "Service") => service(review),
+        ("", "Namespace") => annotations::of_namespace(review),
+        ("", "Service") => annotations::of_service(review),
         _ => Ok(Vec::new()),
     };
     match warnings {
@@ -145,93 +127,10 @@ fn without_rules(policy: &AuthorizationPolicy) -> Vec<String> {
     vec![warning.to_owned()]
 }
 
-fn namespace(review: &Review) -> Result<Vec<String>, String> {
-    let mut warnings = Vec::new();
-    for (place, key, text) in changed(review, &["annotations", "labels"]) {
-        // Labels of our domain that are not ours to judge, such as a component's, are left alone.
-        if place == "annotations" || key == INJECT {
-            warnings.extend(spelling(&format!("Namespace {}", review.object_name()), key, OF_NAMESPACES)?);
-        }
-        match key {
-            INJECT if !matches!(text, "enabled" | "disabled") => {
-                return Err(format!(
-                    "Namespace {}: `metadata.{place}.{INJECT}` is '{}'. Write `enabled` or `disabled`.",
-                    review.object_name(),
-                    short(text)
-                ));
-            }
-            DEFAULT_POLICY_ANNOTATION if place == "annotations" => {
-                let mut object = json!({"apiVersion": "v1", "kind": "Namespace"});
-                object["metadata"]["annotations"][key] = text.into();
-                parse_object(&object, "", review.object_name()).map_err(|fault| fault.to_string())?;
-                if text == "allow" {
-                    warnings.push(format!(
-                        "{DEFAULT_POLICY_ANNOTATION}: allow lets anyone call what no policy speaks of, also without a mesh identity"
-                    ));
-                }
-            }
-            _ => {}
-        }
-    }
-    Ok(warnings)
-}
-
-fn service(review: &Review) -> Result<Vec<String>, String> {
-    let mut warnings = Vec::new();
-    for (_, key, text) in changed(review, &["annotations"]) {
-        warnings.extend(spelling(&format!("Service {}/{}", review.namespace, review.object_name()), key, OF_SERVICES)?);
-        if key == PORT_PROTOCOLS_ANNOTATION {
-            let mut object = json!({"apiVersion": "v1", "kind": "Service", "spec": {}});
-            object["metadata"]["annotations"][key] = text.into();
-            parse_object(&object, &review.namespace, review.object_name()).map_err(|fault| fault.to_string())?;
-            let ports = review.object.pointer("/spec/ports").and_then(Value::as_array).map(Vec::as_slice);
-            let has = |port: &str| ports.unwrap_or_default().iter().any(|has| has["port"].to_string() == port);
-            let named = text.split(',').filter_map(|pair| pair.split_once('=')).map(|(port, _)| port.trim());
-            warnings.extend(
-                named.filter(|port| !has(port)).map(|port| format!("{key}: the Service has no port {}", short(port))),
-            );
-        }
-    }
-    Ok(warnings)
-}
-
-/// Weft's annotations (and, where asked for, labels) that are new or were changed, with the place that they stand at.
-fn changed<'r>(review: &'r Review, places: &'r [&'r str]) -> impl Iterator<Item = (&'r str, &'r str, &'r str)> {
-    places.iter().flat_map(|place| {
-        let field = format!("/metadata/{place}");
-        let old = review.old_object.pointer(&field);
-        let new = review.object.pointer(&field).and_then(Value::as_object);
-        let changed = move |(key, text): &(&String, &Value)| old.and_then(|old| old.get(key)) != Some(text);
-        let ours = new.into_iter().flatten().filter(|(key, _)| key.starts_with(PREFIX)).filter(changed);
-        ours.map(|(key, text)| (*place, key.as_str(), text.as_str().unwrap_or_default()))
-    })
-}
-
-/// Refuses what is nearly one of `known`: a misspelt restriction must not become none. Warns of what is unknown: another
-/// version may know it.
-fn spelling(object: &str, key: &str, known: &[&str]) -> Result<Option<String>, String> {
-    if known.contains(&key) {
-        return Ok(None);
-    }
-    let nearest = known.iter().min_by_key(|known| strsim::damerau_levenshtein(key, known));
-    match nearest {
-        Some(right) if strsim::damerau_levenshtein(key, right) <= 2 => {
-            Err(format!("{object}: `metadata.annotations` holds '{}'. Write `{right}`.", short(key)))
-        }
-        _ => Ok(Some(format!("{}: this version of Weft does not know this annotation here", short(key)))),
-    }
-}
-
-fn short(text: &str) -> String {
-    let mut cut: String = text.chars().take(64).flat_map(char::escape_debug).collect();
-    if text.chars().nth(64).is_some() {
-        cut.push('…');
-    }
-    cut
-}
-
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     fn review(operation: &str, group: &str, object: Value, old: Value) -> Review {
@@ -337,7 +236,7 @@ mod tests {
                     {"name": "a", "requests": 2, "window": "1s", "per": "Client"},
                     {"name": "b", "requests": 1, "window": "1s", "per": "All"},
                 ]}),
-                "`spec.limits[0]",
+                "one client more",
             ),
             // 131 and what else comes later
             ("RequestAuthentication", json!({"jwt": [{"jwksUri": "http://169.254.169.254/"}]}), "not supported"),
@@ -410,52 +309,6 @@ mod tests {
             assert_eq!(warnings.len(), count, "{spec}: {warnings:?}");
             assert!(warnings.iter().any(|warning| warning.contains(expected)) || count == 0, "{spec}: {warnings:?}");
             assert!(warnings.iter().all(|warning| warning.chars().count() <= 256), "{warnings:?}");
-        }
-    }
-
-    #[test]
-    fn annotations_of_ours_are_judged_where_they_change_and_those_of_others_never() {
-        let object = |kind: &str, place: &str, key: &str, text: &str| {
-            let mut object = json!({"apiVersion": "v1", "kind": kind, "metadata": {"name": "shop"}, "spec": {
-                "ports": [{"port": 8080}],
-            }});
-            object["metadata"][place][key] = text.into();
-            object
-        };
-        let rows = [
-            ("Namespace", "annotations", "weft.dev/inject", "enabled", Ok(0)),
-            ("Namespace", "labels", "weft.dev/inject", "disabled", Ok(0)),
-            ("Namespace", "annotations", "weft.dev/inject", "true", Err("Write `enabled` or `disabled`")),
-            ("Namespace", "labels", "weft.dev/inject", "enable", Err("`metadata.labels.weft.dev/inject`")),
-            ("Namespace", "annotations", "weft.dev/default-policy", "deny", Ok(0)),
-            ("Namespace", "annotations", "weft.dev/default-policy", "allow", Ok(1)),
-            ("Namespace", "annotations", "weft.dev/default-policy", "dney", Err("Write `deny`")),
-            ("Namespace", "annotations", "weft.dev/default-policy", "", Err("Write `deny`, `authenticated`")),
-            ("Namespace", "annotations", "weft.dev/defualt-policy", "deny", Err("Write `weft.dev/default-policy`")),
-            ("Namespace", "annotations", "weft.dev/of-a-later-version", "x", Ok(1)),
-            ("Namespace", "annotations", "weft.dev/opaque-ports", "3306", Ok(0)),
-            ("Namespace", "labels", "weft.dev/component", "control-plane", Ok(0)),
-            ("Namespace", "annotations", "example.org/inject", "\u{7}", Ok(0)),
-            ("Service", "annotations", "weft.dev/port-protocols", "8080=http", Ok(0)),
-            ("Service", "annotations", "weft.dev/port-protocols", "80=http", Ok(1)),
-            ("Service", "annotations", "weft.dev/port-protocols", "-1=http", Err("Write `port=protocol` pairs")),
-            ("Service", "annotations", "weft.dev/port-protocols", "70000=http", Err("`70000=http`")),
-            ("Service", "annotations", "weft.dev/port-protocols", "80-20=http", Err("`80-20=http`")),
-            ("Service", "annotations", "weft.dev/port-protocols", "abc", Err("`abc`")),
-            ("Service", "annotations", "weft.dev/port-protocol", "80=http", Err("Write `weft.dev/port-protocols`")),
-            ("ConfigMap", "annotations", "weft.dev/inject", "nonsense", Ok(0)),
-        ];
-        for (kind, place, key, text, expected) in rows {
-            let new = object(kind, place, key, text);
-            let row = format!("{kind} {place} {key}: {text}");
-            match (answer(&review("CREATE", "", new.clone(), Value::Null), None), expected) {
-                (Answer::Allow { warnings }, Ok(count)) => assert_eq!(warnings.len(), count, "{row}: {warnings:?}"),
-                (Answer::Refuse { message }, Err(part)) => assert!(message.contains(part), "{row}: {message}"),
-                (answer, _) => panic!("{row}: {answer:?}"),
-            }
-            let mut labelled = new.clone();
-            labelled["metadata"]["labels"]["team"] = "a".into();
-            assert_eq!(answer(&review("UPDATE", "", labelled, new), None), Answer::allow(), "{row}, unchanged");
         }
     }
 }

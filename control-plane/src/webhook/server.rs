@@ -19,7 +19,7 @@ use futures_util::future::BoxFuture;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::{Semaphore, watch};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -29,6 +29,7 @@ use weft_api::resource::NamespacedName;
 use super::admission;
 use super::certificate::Serving;
 use super::review::{Answer, Malformed, Review};
+use crate::listener::Rest;
 use crate::metrics::{Metrics, ReviewResult, Webhook};
 
 /// A handshake that takes longer is given up.
@@ -52,8 +53,6 @@ const SMALL_BODY_BYTES: usize = 256 << 10;
 const LARGE_BODIES: usize = 4;
 /// Reviews that are being judged at one time: it takes the processor, and memory for the values.
 const JUDGED: usize = 2;
-/// After `accept` failed.
-const REST: Duration = Duration::from_millis(200);
 /// How long what is under way may take once it is told to stop.
 const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -86,6 +85,7 @@ pub async fn serve(
     let connections = Arc::new(Semaphore::new(CONNECTIONS));
     let addresses = Addresses::default();
     let tasks = TaskTracker::new();
+    let mut rest = Rest::new();
     loop {
         let serving = certificates.borrow_and_update().clone();
         let reason = serving.is_none().then(|| "the webhooks have no certificate yet".to_owned());
@@ -97,15 +97,23 @@ pub async fn serve(
                 else => break,
             }
         };
-        let accepted = tokio::select! {
+        let (accepted, permit) = tokio::select! {
             () = stop.cancelled() => break,
             Ok(()) = certificates.changed() => continue,
-            accepted = accept(&listener, &connections) => accepted,
+            accepted = async {
+                let permit = Arc::clone(&connections).acquire_owned().await.expect("this semaphore is never closed");
+                (listener.accept().await, permit)
+            } => accepted,
         };
-        let Some((stream, remote, permit)) = accepted else {
-            tokio::time::sleep(REST).await;
-            continue;
+        let (stream, remote) = match accepted {
+            Ok(accepted) => accepted,
+            Err(fault) => {
+                rest.after(&fault).await;
+                continue;
+            }
         };
+        rest.over();
+        let _ = stream.set_nodelay(true);
         let Some(place) = addresses.take(remote.ip()) else {
             tracing::debug!(%remote, "too many connections to the webhooks from this address");
             continue;
@@ -130,24 +138,6 @@ pub async fn serve(
     not_ready.send_replace(Some("the webhooks are stopping".into()));
     tasks.close();
     let _ = tokio::time::timeout(STOP_TIMEOUT, tasks.wait()).await;
-}
-
-/// The next connection; `None`: `accept` failed, for the moment.
-async fn accept(
-    listener: &TcpListener,
-    connections: &Arc<Semaphore>,
-) -> Option<(TcpStream, SocketAddr, OwnedSemaphorePermit)> {
-    let permit = Arc::clone(connections).acquire_owned().await.expect("this semaphore is never closed");
-    match listener.accept().await {
-        Ok((stream, remote)) => {
-            let _ = stream.set_nodelay(true);
-            Some((stream, remote, permit))
-        }
-        Err(fault) => {
-            tracing::warn!(%fault, "cannot accept connections to the webhooks for a moment");
-            None
-        }
-    }
 }
 
 async fn serve_connection(
