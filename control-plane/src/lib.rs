@@ -21,6 +21,7 @@ pub mod model;
 pub mod publish;
 pub mod server;
 pub mod source;
+pub mod webhook;
 
 pub use app::{Running, create_token, main, run, start, verify_audit};
 pub use config::{Args, LogFormat, Settings, SettingsError, TokenCreateArgs};

@@ -34,6 +34,45 @@ pub struct Metrics {
     pub handshake_failures: Counter,
     /// Identities that are refused everywhere.
     pub denied_identities: Gauge,
+    /// What API servers asked the webhooks, by how it was answered.
+    pub admission_reviews: Family<ReviewLabels, Counter>,
+    /// When the webhooks' certificate expires, seconds since 1970; 0: there is none.
+    pub webhook_certificate_expiry: Gauge<f64, AtomicU64>,
+}
+
+/// What an API server asked, and how it was answered.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ReviewLabels {
+    /// Which webhook was asked.
+    pub webhook: Webhook,
+    /// The answer.
+    pub result: ReviewResult,
+}
+
+/// A webhook.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[allow(non_camel_case_types)]
+pub enum Webhook {
+    /// Puts sidecars into pods.
+    inject,
+    /// Judges objects.
+    validate,
+}
+
+/// How a review was answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[allow(non_camel_case_types)]
+pub enum ReviewResult {
+    /// Allowed as it is.
+    allowed,
+    /// Allowed with a change.
+    patched,
+    /// Refused.
+    refused,
+    /// The request was no review.
+    malformed,
+    /// It could not be decided; the API server's failure policy does.
+    error,
 }
 
 /// How a request for a certificate ended.
@@ -72,6 +111,11 @@ impl Metrics {
         self.certificates.get_or_create(&SignLabels { result }).inc();
     }
 
+    /// Counts one question of an API server.
+    pub fn reviewed(&self, webhook: Webhook, result: ReviewResult) {
+        self.admission_reviews.get_or_create(&ReviewLabels { webhook, result }).inc();
+    }
+
     /// A registry with every metric in it.
     pub fn registry(&self) -> Registry {
         // So that a rate can be taken from the first one on.
@@ -106,6 +150,16 @@ impl Metrics {
             "trust_anchor_expiry_timestamp_seconds",
             "When the first root of the trust bundle expires",
             self.trust_anchor_expiry.clone(),
+        );
+        registry.register(
+            "admission_reviews",
+            "Questions of API servers to the webhooks, by how they were answered",
+            self.admission_reviews.clone(),
+        );
+        registry.register(
+            "webhook_certificate_expiry_timestamp_seconds",
+            "When the webhooks' certificate expires; 0: there is none",
+            self.webhook_certificate_expiry.clone(),
         );
         registry
     }

@@ -2,6 +2,7 @@
 //!
 //! - [`resource`]: YAML or JSON in, valid values out, or an error that says what to write instead;
 //! - [`policy`]: paths and hosts in one normal form, and who may call what, with the reason;
+//! - [`ports`], [`probe`]: what injector and sidecar agree on;
 //! - [`workload`]: what one sidecar is told;
 //! - [`wire`]: how it is told, as differences, each judged before it is used.
 //!
@@ -9,6 +10,8 @@
 
 pub mod duration;
 pub mod policy;
+pub mod ports;
+pub mod probe;
 pub mod resource;
 pub mod wire;
 pub mod workload;

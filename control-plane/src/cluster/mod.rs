@@ -10,6 +10,11 @@ use kube::{Api, Client};
 
 pub mod authority;
 
+pub mod namespaces;
+pub mod trust_bundle;
+pub mod webhook_secret;
+pub mod webhooks;
+
 /// This replica in its cluster. Cheap to clone.
 #[derive(Clone)]
 pub struct Cluster {
