@@ -126,13 +126,14 @@ pub async fn start(settings: Settings) -> anyhow::Result<Running> {
 
     let now = SystemTime::now();
     let id = control_plane_id(&settings.trust_domain);
-    let (tls, _) = own::server_config(&authority, &id, settings.certificate_lifetime, now)?;
+    let svid = own::issue(&authority, &id, settings.certificate_lifetime, now)?;
     let (bundle, bundles) = watch::channel(Arc::new(authority.trust_bundle()));
     announce(&authority, &store, &metrics);
     let last_good = store.last_good_path();
     let (authority, authorities) = watch::channel(Arc::new(authority));
-    let (tls, tls_configs) = watch::channel(tls);
-    let renewal = own::renew(authorities.clone(), id, settings.certificate_lifetime, tls, stop.clone());
+    let (tls, tls_configs) = watch::channel(own::server_config(&svid));
+    let (svid, _svids) = watch::channel(svid);
+    let renewal = own::renew(authorities.clone(), settings.certificate_lifetime, svid, tls, stop.clone());
     tasks.spawn(done(renewal));
     tasks.spawn(done(follow_authority(authorities.clone(), bundle, store, metrics.clone(), stop.clone())));
     if let Some(files) = settings.issuer {
