@@ -3,6 +3,9 @@
 //! Nothing here decides what a sidecar may do. It writes what people and programs read (status, events, the trust bundle)
 //! and agrees on who writes.
 
+pub mod events;
+pub mod lease;
+
 /// This replica in its cluster. Cheap to clone.
 #[derive(Clone)]
 pub struct Cluster {
