@@ -5,7 +5,7 @@
 use std::convert::Infallible;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use axum::Router;
 use axum::extract::{Request, State};
@@ -23,6 +23,8 @@ use tower::Service as _;
 
 use crate::metrics;
 use crate::publish::Publisher;
+use crate::replicas::ask::Replicas;
+use crate::replicas::count;
 
 /// Time for a request's headers, and for the next request of a kept connection.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(2);
@@ -34,6 +36,8 @@ const CONNECTIONS: usize = 128;
 pub struct Admin {
     /// The mesh as it is published.
     pub publisher: Arc<Publisher>,
+    /// The other replicas, where there may be some.
+    pub replicas: Option<Replicas>,
     /// What is counted.
     pub registry: Arc<Registry>,
 }
@@ -102,7 +106,11 @@ async fn show_metrics(State(admin): State<Admin>) -> Response {
 }
 
 async fn workloads(State(admin): State<Admin>) -> Response {
-    Json(admin.publisher.status()).into_response()
+    let own = admin.publisher.status();
+    let Some(replicas) = admin.replicas else { return Json(own).into_response() };
+    let others = replicas.reports().await.reports;
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    Json(count::merged(own, &others, now)).into_response()
 }
 
 async fn config_errors(State(admin): State<Admin>) -> Response {

@@ -34,6 +34,35 @@ pub struct Metrics {
     pub handshake_failures: Counter,
     /// Identities that are refused everywhere.
     pub denied_identities: Gauge,
+    /// Whether this replica leads: 1 or 0.
+    pub leader: Gauge,
+    /// Writes of the status of a policy or Workload, by how they ended.
+    pub status_writes: Family<StatusLabels, Counter>,
+}
+
+/// How a write of a status ended.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct StatusLabels {
+    /// Its end.
+    pub result: StatusResult,
+}
+
+/// How a write of a status ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[allow(non_camel_case_types)]
+pub enum StatusResult {
+    /// It was written.
+    written,
+    /// The object changed meanwhile; it is judged again.
+    conflict,
+    /// The object is gone.
+    gone,
+    /// The API server refused it or did not answer; it is tried again.
+    error,
+}
+
+impl StatusResult {
+    const ALL: [Self; 4] = [Self::written, Self::conflict, Self::gone, Self::error];
 }
 
 /// How a request for a certificate ended.
@@ -72,11 +101,19 @@ impl Metrics {
         self.certificates.get_or_create(&SignLabels { result }).inc();
     }
 
+    /// Counts one write of a status.
+    pub fn status_written(&self, result: StatusResult) {
+        self.status_writes.get_or_create(&StatusLabels { result }).inc();
+    }
+
     /// A registry with every metric in it.
     pub fn registry(&self) -> Registry {
         // So that a rate can be taken from the first one on.
         for result in SignResult::ALL {
             drop(self.certificates.get_or_create(&SignLabels { result }));
+        }
+        for result in StatusResult::ALL {
+            drop(self.status_writes.get_or_create(&StatusLabels { result }));
         }
         let mut registry = Registry::with_prefix("weft");
         registry.register("config_errors", "Faults in the resources that are not mended", self.config_errors.clone());
@@ -97,6 +134,12 @@ impl Metrics {
             "certificates_issued",
             "Requests for a certificate, by how they ended",
             self.certificates.clone(),
+        );
+        registry.register("leader", "Whether this replica leads", self.leader.clone());
+        registry.register(
+            "status_writes",
+            "Writes of the status of a policy or Workload, by how they ended",
+            self.status_writes.clone(),
         );
         registry.register("streams", "Configuration streams that are open", self.streams.clone());
         registry.register("updates_sent", "Configuration updates sent to sidecars", self.updates_sent.clone());

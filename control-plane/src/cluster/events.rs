@@ -44,7 +44,7 @@ pub struct Notice {
     /// Whether something is wrong.
     pub warning: bool,
     /// One word in CamelCase, such as `Invalid`.
-    pub reason: &'static str,
+    pub reason: String,
     /// What was being done, one word in CamelCase.
     pub action: &'static str,
     /// What is wrong, and what to do.
@@ -87,7 +87,7 @@ impl Notice {
         Some(Self {
             regarding,
             warning: true,
-            reason: "CertificateRefused",
+            reason: "CertificateRefused".to_owned(),
             action: "IssueCertificate",
             note: format!("no certificate for {id}: {why}"),
         })
@@ -98,7 +98,7 @@ impl Notice {
         Self {
             regarding: Regarding::Pod { name: name.clone(), uid: None },
             warning: true,
-            reason: "UpdateRefused",
+            reason: "UpdateRefused".to_owned(),
             action: "Configure",
             note: format!("the sidecar keeps its last configuration, for it cannot use the new one: {why}"),
         }
@@ -169,7 +169,7 @@ fn event(cluster: &Cluster, notice: &Notice, regarding: ObjectReference, now: Ti
         action: Some(notice.action.to_owned()),
         event_time: Some(MicroTime(now)),
         note: Some(note.to_owned()),
-        reason: Some(notice.reason.to_owned()),
+        reason: Some(notice.reason.clone()),
         regarding: Some(regarding),
         reporting_controller: Some(CONTROLLER.to_owned()),
         reporting_instance: Some(cluster.pod.clone()),
@@ -241,7 +241,7 @@ fn expiry(expires: SystemTime, now: SystemTime) -> Option<Notice> {
     Some(Notice {
         regarding: Regarding::ControlPlane,
         warning: true,
-        reason: "SigningCertificateExpires",
+        reason: "SigningCertificateExpires".to_owned(),
         action: "IssueCertificate",
         note,
     })

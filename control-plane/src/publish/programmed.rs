@@ -7,9 +7,10 @@ use std::time::UNIX_EPOCH;
 use aws_lc_rs::digest;
 use tokio::sync::watch;
 use weft_api::report::{PolicyName, Report, SidecarReport};
-use weft_api::resource::{NamespacedName, Resource, Subject, Target};
+use weft_api::resource::{AuthorizationPolicy, NamespacedName, Resource, Subject, Target, Workload};
 
 use super::{Published, Publisher, Sidecar, State};
+use crate::model::Endpoints;
 use crate::source::{Event, Kind, ResourceKey};
 
 /// What every policy in force applies to.
@@ -35,8 +36,10 @@ pub struct TargetWorkload {
 pub struct PolicyTarget {
     /// Of its content.
     pub fingerprint: u64,
-    /// Services that it names and that do not exist.
-    pub missing: Vec<String>,
+    /// Services of its `targetRefs` that do not exist.
+    pub missing_services: Vec<String>,
+    /// Service accounts that its rules name and that do not exist, where that is known.
+    pub missing_accounts: Vec<NamespacedName>,
     /// Places in [`Targets::workloads`].
     pub workloads: Vec<u32>,
 }
@@ -50,16 +53,12 @@ impl Fingerprints {
     pub(super) fn note(&mut self, event: &Event) {
         match event {
             Event::Applied(resource) => {
-                let content = match resource {
-                    Resource::AuthorizationPolicy(policy) => policy.spec_json(),
-                    Resource::RateLimitPolicy(policy) => policy.spec_json(),
-                    _ => return,
-                };
-                let Some(key) = ResourceKey::of(resource) else { return };
-                self.0.insert(key, fingerprint(content.to_string().as_bytes()));
+                if let (Some(key), Some(fingerprint)) = (ResourceKey::of(resource), fingerprint(resource)) {
+                    self.0.insert(key, fingerprint);
+                }
             }
-            Event::Removed(key) => drop(self.0.remove(key)),
-            Event::DeniedIdentities(_) => {}
+            Event::Removed(key) | Event::Unreadable { key, .. } => drop(self.0.remove(key)),
+            Event::EndpointSlice(_) | Event::ServiceAccount(_) | Event::DeniedIdentities(_) => {}
         }
     }
 
@@ -68,10 +67,15 @@ impl Fingerprints {
     }
 }
 
-fn fingerprint(content: &[u8]) -> u64 {
-    let hash = digest::digest(&digest::SHA256, content);
-    let (first, _) = hash.as_ref().split_first_chunk().expect("SHA-256 has 32 bytes");
-    u64::from_be_bytes(*first)
+/// Of a policy's content: the same in every replica. `None`: this is no policy.
+pub fn fingerprint(resource: &Resource) -> Option<u64> {
+    let content = match resource {
+        Resource::AuthorizationPolicy(policy) => policy.spec_json(),
+        Resource::RateLimitPolicy(policy) => policy.spec_json(),
+        _ => return None,
+    };
+    let hash = digest::digest(&digest::SHA256, content.to_string().as_bytes());
+    hash.as_ref().first_chunk().map(|first| u64::from_be_bytes(*first))
 }
 
 impl Publisher {
@@ -151,34 +155,55 @@ impl State {
     fn targets_of(&self, namespace: &str, all: &[TargetWorkload], policies: &mut BTreeMap<ResourceKey, PolicyTarget>) {
         let first = all.partition_point(|workload| workload.name.namespace.as_str() < namespace);
         let model = &self.model;
-        let workloads: Vec<_> = model
+        let workloads: Vec<(&Workload, Vec<NamespacedName>)> = model
             .workloads(namespace)
-            .map(|workload| {
-                (workload, model.services_of(workload).map(|service| service.name.clone()).collect::<Vec<_>>())
-            })
+            .map(|workload| (workload, model.services_of(workload).map(|service| service.name.clone()).collect()))
             .collect();
-        let services: BTreeSet<&str> = model.services(namespace).map(|service| service.name.name.as_str()).collect();
-        let mut put = |kind, name: &NamespacedName, target: &Target| {
-            let applies = |(place, (workload, services)): (usize, &(&weft_api::resource::Workload, Vec<_>))| {
+        let target = |kind, name: &NamespacedName, target: &Target| {
+            let applies = |(place, (workload, services)): (usize, &(&Workload, Vec<_>))| {
                 let subject = Subject { namespace, labels: &workload.labels, services };
                 target.applies_to(namespace, subject).then(|| u32::try_from(first + place).ok()).flatten()
             };
-            let missing = match target {
-                Target::Services(names) => {
-                    names.iter().filter(|name| !services.contains(name.as_str())).cloned().collect()
-                }
+            let missing =
+                |service: &&String| model.service(&NamespacedName::new(namespace, service.as_str())).is_none();
+            let missing_services = match target {
+                Target::Services(names) => names.iter().filter(missing).cloned().collect(),
                 Target::Namespace | Target::Labels(_) => Vec::new(),
             };
             let key = ResourceKey { kind, name: name.clone() };
-            let fingerprint = self.fingerprints.0.get(&key).copied().unwrap_or_default();
-            let workloads = workloads.iter().enumerate().filter_map(applies).collect();
-            policies.insert(key, PolicyTarget { fingerprint, missing, workloads });
+            let target = PolicyTarget {
+                fingerprint: self.fingerprints.0.get(&key).copied().unwrap_or_default(),
+                missing_services,
+                missing_accounts: Vec::new(),
+                workloads: workloads.iter().enumerate().filter_map(applies).collect(),
+            };
+            (key, target)
         };
         for policy in model.authorization_policies(namespace) {
-            put(Kind::AuthorizationPolicy, &policy.name, &policy.target);
+            let (key, mut target) = target(Kind::AuthorizationPolicy, &policy.name, &policy.target);
+            target.missing_accounts = self.missing_accounts(policy);
+            policies.insert(key, target);
         }
-        for policy in model.rate_limit_policies(namespace) {
-            put(Kind::RateLimitPolicy, &policy.name, &policy.target);
+        policies.extend(
+            model
+                .rate_limit_policies(namespace)
+                .map(|policy| target(Kind::RateLimitPolicy, &policy.name, &policy.target)),
+        );
+    }
+
+    /// Hosts have no list of accounts, so nothing is missing there.
+    fn missing_accounts(&self, policy: &AuthorizationPolicy) -> Vec<NamespacedName> {
+        if self.model.endpoints() == Endpoints::Selectors {
+            return Vec::new();
         }
+        let named = policy.rules.iter().flat_map(|rule| &rule.from).flat_map(|caller| &caller.service_accounts);
+        let missing: BTreeSet<&NamespacedName> =
+            named.filter(|account| !self.model.has_service_account(account) && !self.is_declared(account)).collect();
+        missing.into_iter().cloned().collect()
+    }
+
+    /// Whether a workload that is no pod has this account.
+    fn is_declared(&self, account: &NamespacedName) -> bool {
+        self.model.workloads(&account.namespace).any(|workload| workload.service_account == account.name)
     }
 }

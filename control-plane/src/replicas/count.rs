@@ -82,10 +82,12 @@ impl<'a> Sidecars<'a> {
         Some(programmed)
     }
 
-    /// How far the workload called `name` has come, where there is one: its own sidecar.
+    /// How far the workload called `name` has come, where there is one: its own sidecar. One without a sidecar counts as
+    /// no workload.
     pub fn of_workload(&self, name: &NamespacedName) -> Option<Programmed> {
         let place = self.targets.workloads.binary_search_by(|workload| workload.name.cmp(name)).ok()?;
-        let mut programmed = Programmed { workloads: 1, ..Default::default() };
+        let workloads = usize::from(self.targets.workloads[place].mesh);
+        let mut programmed = Programmed { workloads, ..Default::default() };
         self.add(place, &vec![true; self.reports.len()], &mut programmed);
         Some(programmed)
     }
@@ -170,7 +172,7 @@ mod tests {
     /// Workloads a, b, c have a sidecar, d has none; the policy applies to all.
     fn targets() -> Targets {
         let workload = |text: &str| TargetWorkload { name: name(text), mesh: text != "d" };
-        let target = PolicyTarget { fingerprint: FINGERPRINT, missing: Vec::new(), workloads: vec![0, 1, 2, 3] };
+        let target = PolicyTarget { fingerprint: FINGERPRINT, workloads: vec![0, 1, 2, 3], ..Default::default() };
         Targets { workloads: ["a", "b", "c", "d"].map(workload).to_vec(), policies: [(key(), target)].into() }
     }
 

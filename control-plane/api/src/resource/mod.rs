@@ -7,6 +7,7 @@ use std::time::Duration;
 
 mod authorization_policy;
 mod document;
+mod endpoint_slice;
 mod error;
 mod metadata;
 mod name;
@@ -21,6 +22,7 @@ mod yaml;
 
 pub use authorization_policy::{Action, AuthorizationPolicy, Caller, Condition, Mode, Operation, Rule};
 pub use document::{MAX_TEXT_BYTES, Resource, Skipped, parse_documents};
+pub use endpoint_slice::{EndpointSlice, SliceEndpoint, SlicePort};
 pub use error::ResourceError;
 pub use metadata::{DEFAULT_NAMESPACE, Metadata};
 pub use namespace::{DEFAULT_POLICY_ANNOTATION, Namespace};

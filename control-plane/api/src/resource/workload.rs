@@ -41,6 +41,13 @@ pub struct WorkloadPort {
     pub protocol: ProtocolHint,
 }
 
+impl WorkloadPort {
+    /// The port `number` as its `name` declares it.
+    pub fn declared(name: Option<&str>, number: u16) -> Self {
+        Self { name: name.map(str::to_owned), port: number, protocol: protocol::declared(None, name) }
+    }
+}
+
 impl Workload {
     pub(crate) fn parse(document: &Fields<'_>) -> Result<Self, ResourceError> {
         let metadata = Metadata::parse(document, Scope::Own)?;

@@ -101,7 +101,7 @@ mod tests {
         Notice {
             regarding: Regarding::ServiceAccount(NamespacedName::new("shop", format!("account-{object}"))),
             warning: true,
-            reason: "Reason",
+            reason: "Reason".to_owned(),
             action: "Action",
             note: note.to_string(),
         }
