@@ -6,6 +6,7 @@ use std::fmt;
 use std::time::Duration;
 
 mod authorization_policy;
+mod crd;
 mod document;
 mod endpoint_slice;
 mod error;
@@ -15,12 +16,14 @@ mod namespace;
 pub(crate) mod node;
 mod protocol;
 mod rate_limit_policy;
+mod schema;
 mod service;
 mod target;
 mod workload;
 mod yaml;
 
 pub use authorization_policy::{Action, AuthorizationPolicy, Caller, Condition, Mode, Operation, Rule};
+pub use crd::crds;
 pub use document::{MAX_TEXT_BYTES, Resource, Skipped, parse_documents};
 pub use endpoint_slice::{EndpointSlice, SliceEndpoint, SlicePort};
 pub use error::ResourceError;
