@@ -14,6 +14,7 @@ use tonic::transport::Server;
 use weft_api::wire;
 use weft_api::wire::proto::certificate_authority_server::CertificateAuthorityServer;
 use weft_api::wire::proto::discovery_server::DiscoveryServer;
+use weft_api::wire::proto::replicas_server::ReplicasServer;
 use weft_certs::{CertificateAuthority, TrustBundle};
 
 use crate::admin::{self, Admin};
@@ -22,11 +23,13 @@ use crate::ca::caller::Attestation;
 use crate::ca::sign::{Lifetimes, SignService};
 use crate::ca::store::{self, Store};
 use crate::ca::{own, reload};
+use crate::cluster::events::Events;
 use crate::config::{Args, IssuerFiles, LogFormat, Settings, SourceSettings, TokenCreateArgs, control_plane_id};
 use crate::listener;
 use crate::metrics::Metrics;
 use crate::model::{Endpoints, Model};
 use crate::publish::Publisher;
+use crate::replicas::ReplicasService;
 use crate::server::DiscoveryService;
 use crate::source::Source;
 use crate::source::directory::DirectorySource;
@@ -160,12 +163,13 @@ pub async fn start(settings: Settings) -> anyhow::Result<Running> {
 
     let now = SystemTime::now();
     let id = control_plane_id(&settings.trust_domain);
-    let (tls, _) = own::server_config(&authority, &id, settings.certificate_lifetime, now)?;
+    let svid = own::issue(&authority, &id, settings.certificate_lifetime, now)?;
     let (bundle, bundles) = watch::channel(Arc::new(authority.trust_bundle()));
     announce(&authority, &store, &metrics);
     let (authority, authorities) = watch::channel(Arc::new(authority));
-    let (tls, tls_configs) = watch::channel(tls);
-    let renewal = own::renew(authorities.clone(), id, settings.certificate_lifetime, tls, stop.clone());
+    let (tls, tls_configs) = watch::channel(own::server_config(&svid));
+    let (svid, svids) = watch::channel(svid);
+    let renewal = own::renew(authorities.clone(), settings.certificate_lifetime, svid, tls, stop.clone());
     tasks.spawn(done(renewal));
     tasks.spawn(done(follow_authority(authorities.clone(), bundle, store, metrics.clone(), stop.clone())));
 
@@ -175,14 +179,23 @@ pub async fn start(settings: Settings) -> anyhow::Result<Running> {
         publisher.apply(first.context(READER_FAILED)?);
     }
     tasks.spawn(follow_source(source, Arc::clone(&publisher), stop.clone()));
+    let (mut events, mut replicas, mut webhooks) = (Events::nowhere(), None, None);
     match place {
         Place::Host(None) => {}
         Place::Host(Some(files)) => {
             tasks.spawn(done(reload::follow(files, settings.trust_domain.clone(), authority, stop.clone())));
         }
         Place::Cluster(place) => {
-            let shared = kubernetes::Shared { authority, publisher: Arc::clone(&publisher), stop: stop.clone() };
-            kubernetes::start(*place, shared, &mut tasks).await?;
+            let shared = kubernetes::Shared {
+                authority,
+                publisher: Arc::clone(&publisher),
+                svid: svids,
+                bundle: bundles.clone(),
+                metrics: metrics.clone(),
+                stop: stop.clone(),
+            };
+            let started = kubernetes::start(*place, shared, &mut tasks);
+            (events, replicas, webhooks) = (started.events, Some(started.replicas), Some(started.not_ready));
         }
     }
 
@@ -193,8 +206,10 @@ pub async fn start(settings: Settings) -> anyhow::Result<Running> {
         lifetimes,
         Arc::clone(&publisher),
         Arc::clone(&audit),
+        events,
         metrics.clone(),
     );
+    let replicas_service = ReplicasService { publisher: Arc::clone(&publisher), id };
     let discovery = DiscoveryService {
         publisher: Arc::clone(&publisher),
         bundle: bundles,
@@ -213,10 +228,11 @@ pub async fn start(settings: Settings) -> anyhow::Result<Running> {
                 .max_decoding_message_size(wire::MAX_REQUEST_BYTES)
                 .max_encoding_message_size(wire::MAX_UPDATE_BYTES),
         )
+        .add_service(ReplicasServer::new(replicas_service).max_decoding_message_size(wire::MAX_REQUEST_BYTES))
         .serve_with_incoming_shutdown(connections, stop.clone().cancelled_owned());
     tasks.spawn(async move { server.await.context("the gRPC server failed") });
 
-    let admin = Admin { publisher, registry: Arc::new(metrics.registry()) };
+    let admin = Admin { publisher, replicas, webhooks, registry: Arc::new(metrics.registry()) };
     tasks.spawn(done(admin::serve(admin_listener, admin, stop.clone())));
     let (address, admin_address) = running;
     tracing::info!(%address, admin = %admin_address, trust_domain = %settings.trust_domain, "control plane started");

@@ -16,11 +16,13 @@ use crate::workload::{Inbound, MeshedWorkload, Service, WorkloadConfig};
 mod decode;
 mod encode;
 mod message;
+mod report;
 
 pub use message::{
     SidecarMessage, SignRequest, decode_sidecar_message, decode_sign_request, decode_sign_response,
     encode_sidecar_message, encode_sign_request, encode_sign_response,
 };
+pub use report::{decode_report_part, encode_report};
 
 /// Generated messages, clients and servers.
 #[allow(missing_docs, unreachable_pub, clippy::all)]

@@ -6,10 +6,12 @@
 use std::time::SystemTime;
 
 use tonic::metadata::MetadataMap;
+use weft_api::resource::NamespacedName;
 use weft_certs::{Peer, SpiffeId, TrustDomain};
 
 use super::token::{TokenError, TokenKey};
 use super::token_review::{ReviewError, TokenReviews};
+use crate::cluster::events::Notice;
 use crate::config::control_plane_id;
 use crate::publish::Publisher;
 
@@ -20,6 +22,20 @@ pub struct Caller {
     pub id: SpiffeId,
     /// By what.
     pub proof: Proof,
+}
+
+impl Caller {
+    /// What an operator is told when the caller gets no certificate. `None`: the identity is nobody's in a cluster.
+    pub(super) fn notice(&self, why: &str) -> Option<Notice> {
+        let pod = match &self.proof {
+            Proof::Pod { name, uid } => self
+                .id
+                .service_account()
+                .map(|(namespace, _)| (NamespacedName::new(namespace, name.as_str()), uid.clone())),
+            Proof::Certificate | Proof::JoinToken(_) => None,
+        };
+        Notice::certificate_refused(&self.id, pod, why)
+    }
 }
 
 /// What an identity was proven by.

@@ -9,6 +9,10 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::{Api, Client};
 
 pub mod authority;
+pub mod events;
+pub mod lease;
+pub mod others;
+pub mod status;
 
 pub mod namespaces;
 pub mod trust_bundle;

@@ -39,6 +39,8 @@ use object::Seen;
 use objects::Objects;
 use read::Reader;
 
+pub(crate) use read::NAME_OF_A_POD;
+
 /// Changes that come together are told together: after this much quiet,
 const QUIET: Duration = Duration::from_millis(20);
 /// or when the first of them has waited for so long.

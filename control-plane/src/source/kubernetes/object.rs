@@ -9,6 +9,7 @@ use weft_api::resource::{
 };
 
 use super::objects::Object;
+use crate::publish::programmed::fingerprint;
 use crate::source::{Event, Kind, ResourceKey};
 
 /// What the mesh needs of an object.
@@ -95,6 +96,7 @@ pub(super) fn own(kind: Kind, object: &DynamicObject) -> Option<Seen> {
         uid: metadata.uid.clone().unwrap_or_default(),
         generation: metadata.generation.unwrap_or_default(),
         error: resource.as_ref().err().cloned(),
+        content: resource.as_ref().ok().and_then(fingerprint),
         status: object.data.get("status").cloned().unwrap_or_default(),
     };
     Some(Seen::Own(key, known, resource.ok()))

@@ -12,7 +12,8 @@ use crate::source::{Batch, ConfigError, Event, Kind, ResourceKey};
 
 /// A list that grew shorter must look the same for so long: editors truncate before they write.
 const SETTLE: Duration = Duration::from_millis(250);
-const NAME_OF_A_POD: &str = "a pod has this name, and is what the mesh knows by it; give this Workload another name";
+pub(crate) const NAME_OF_A_POD: &str =
+    "a pod has this name, and is what the mesh knows by it; give this Workload another name";
 
 /// What has been read so far.
 pub(super) struct Reader {
@@ -152,6 +153,7 @@ impl Reader {
     fn see_pod(&mut self, workload: Workload) {
         let key = ResourceKey { kind: Kind::Workload, name: workload.name.clone() };
         if self.good.remove(&key) {
+            self.objects.set_error(&key, Some(NAME_OF_A_POD));
             self.errors.insert(key.clone(), NAME_OF_A_POD.to_owned());
         }
         self.pending.insert(key, Event::Applied(Resource::Workload(workload)));
@@ -160,8 +162,10 @@ impl Reader {
     fn see_workload(&mut self, key: ResourceKey, workload: Workload) {
         self.hidden.insert(key.name.clone(), workload.clone());
         if self.known.contains_key(&ResourceKey { kind: Kind::Pod, name: key.name.clone() }) {
+            self.objects.set_error(&key, Some(NAME_OF_A_POD));
             self.errors.insert(key, NAME_OF_A_POD.to_owned());
         } else {
+            self.objects.set_error(&key, None);
             self.see_good(key, Resource::Workload(workload));
         }
     }
@@ -225,7 +229,13 @@ mod tests {
     }
 
     fn object(error: Option<&str>) -> Object {
-        Object { uid: "u".into(), generation: 1, error: error.map(str::to_owned), status: serde_json::Value::Null }
+        Object {
+            uid: "u".into(),
+            generation: 1,
+            error: error.map(str::to_owned),
+            content: None,
+            status: serde_json::Value::Null,
+        }
     }
 
     fn policy(good: bool) -> Seen {
