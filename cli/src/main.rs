@@ -1,4 +1,5 @@
 //! `weft`: one binary that can run everything, on a laptop, an edge host or a server.
+mod cni;
 mod demo;
 
 use std::path::PathBuf;
@@ -32,6 +33,8 @@ enum Command {
     /// The control plane's audit log.
     #[command(subcommand)]
     Audit(AuditCommand),
+    /// Install the CNI plugin on this node, keep it there and answer its questions.
+    CniAgent(cni::AgentArgs),
     /// Build a whole mesh on this machine, without root, put it under load and watch it keep its promises.
     Demo(demo::DemoArgs),
     /// Run an application of the demo.
@@ -70,6 +73,10 @@ enum AuditCommand {
 }
 
 fn main() -> ExitCode {
+    // By this name a container runtime calls it, one thread and no flags.
+    if cni::is_plugin() {
+        return cni::plugin();
+    }
     // The lab runs this program again for its own duties, before any thread exists.
     weft_loadtests::lab::init();
     weft_certs::install_crypto_provider();
@@ -92,6 +99,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             ProxyCommand { proxy: Some(args), .. } => weft_proxy::app::run(Settings::resolve(args)?)?,
             ProxyCommand { .. } => anyhow::bail!("nothing to run: see `weft proxy --help`"),
         },
+        Command::CniAgent(args) => cni::agent(args)?,
         Command::Demo(args) => return demo::main(&args),
         Command::DemoApp(args) => demo::apps::main(&args)?,
         Command::Audit(AuditCommand::Verify { state }) => println!("{}", weft_control_plane::verify_audit(&state)?),
