@@ -3,28 +3,34 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context;
 use kube::Client;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::sleep;
 use weft_proxy::telemetry::{LineSink, log};
 
 use super::host::Host;
 use super::pods::Pods;
 use super::ready::{self, Readiness};
 use super::settings::{AgentArgs, Settings};
-use super::{keep, own, serve};
+use super::{PLUGIN, keep, own, serve};
+
+/// What the container runtime has begun with the plugin, or begins before it has read its configuration again, is given so
+/// long to find the plugin's file.
+const BEFORE_REMOVAL: Duration = Duration::from_secs(2);
 
 /// Runs the agent until SIGTERM or SIGINT; with `--remove`, takes the plugin away instead.
 pub(super) fn main(args: AgentArgs) -> anyhow::Result<()> {
     let settings = Settings::resolve(&args)?;
     let (lines, _log) = LineSink::stdout();
     log::init(&args.log, &lines)?;
-    if args.remove {
-        return remove(&settings.host);
-    }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    if args.remove {
+        return runtime.block_on(remove(&settings.host, true));
+    }
     runtime.block_on(run(&settings))
 }
 
@@ -37,16 +43,23 @@ async fn run(settings: &Settings) -> anyhow::Result<()> {
     let socket = serve::bind(&settings.socket).with_context(|| format!("--socket {}", settings.socket.display()))?;
     let own_socket = inode(&settings.socket);
     let pods = Arc::new(Pods::new(client.clone(), readiness.clone()));
-    tokio::select! {
-        () = serve::run(socket, pods.clone()) => {}
-        () = pods.follow(&settings.node_name) => {}
-        () = ready::serve(probes, readiness.clone()) => {}
-        () = keep::run(&settings.host, &readiness) => {}
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-    }
-    if own::is_leaving(client, &settings.namespace, &settings.daemon_set).await {
-        remove(&settings.host)?;
+    let leaving = async {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        // Meanwhile questions are answered.
+        own::is_leaving(client, &settings.namespace, &settings.daemon_set).await
+    };
+    let leaving = tokio::select! {
+        leaving = leaving => leaving,
+        () = serve::run(socket, pods.clone()) => anyhow::bail!("the socket is closed"),
+        () = pods.follow(&settings.node_name) => anyhow::bail!("the watch of pods has ended"),
+        () = ready::serve(probes, readiness.clone()) => anyhow::bail!("the port of /ready is closed"),
+        () = keep::run(&settings.host, &readiness) => anyhow::bail!("the folders are not watched any more"),
+    };
+    if leaving {
+        remove(&settings.host, !pods.are_on_cri_o()).await?;
     } else {
         tracing::info!("stopping; the plugin stays, and pods wait for the next agent");
     }
@@ -61,12 +74,23 @@ fn inode(path: &Path) -> Option<u64> {
     fs::metadata(path).ok().map(|metadata| metadata.ino())
 }
 
-fn remove(host: &Host) -> anyhow::Result<()> {
-    let (changed, failed) = host.remove();
+/// Takes the plugin off the node, its file only if `whole`.
+async fn remove(host: &Host, whole: bool) -> anyhow::Result<()> {
+    let (changed, failed) = host.take_out();
     for path in changed {
         tracing::info!(path = %path.display(), "the plugin was taken out");
     }
     let failed: Vec<String> = failed.iter().map(ToString::to_string).collect();
     anyhow::ensure!(failed.is_empty(), "the plugin could not be taken out everywhere:\n  - {}", failed.join("\n  - "));
+    if !whole {
+        let file = host.bin_dir.join(PLUGIN);
+        tracing::info!(
+            file = %file.display(),
+            "left there: CRI-O needs it to end the pods that were started with it; it does nothing else"
+        );
+        return Ok(());
+    }
+    sleep(BEFORE_REMOVAL).await;
+    host.remove_plugin()?;
     Ok(())
 }

@@ -1,8 +1,8 @@
 //! What is to be done with a pod: from its object to an [`Answer`]. Pure.
 //!
-//! A pod has its rules written by the plugin when the injector gave it the init container `weft-validate`. The settings
-//! are those that the injector wrote into that container and the sidecar's, which nobody can change afterwards; the
-//! annotations of the pod speak where a container does not.
+//! A pod has its rules written by the plugin when the injector gave it the init container `weft-validate`. Where its
+//! connections go is what the sidecar's own variables say; what is skipped, the pod's annotations, on which the injector
+//! writes what is in force.
 use k8s_openapi::api::core::v1::{Container, Pod};
 use weft_proxy::redirect::{InitArgs, Rules};
 
@@ -26,11 +26,10 @@ pub(super) fn uids(pod: &Pod) -> Vec<String> {
 
 /// What is to be done with `pod`.
 pub(super) fn judge(pod: &Pod) -> Answer {
-    let containers = Containers(pod);
-    if containers.find(VALIDATE).is_none() {
+    if container(pod, VALIDATE).is_none() {
         return Answer::Pass;
     }
-    match redirect(&containers) {
+    match redirect(pod) {
         Ok(redirect) => Answer::Redirect(redirect),
         Err(fault) => {
             let (namespace, name) = (pod.metadata.namespace.as_deref(), pod.metadata.name.as_deref());
@@ -40,52 +39,38 @@ pub(super) fn judge(pod: &Pod) -> Answer {
     }
 }
 
-fn redirect(containers: &Containers<'_>) -> Result<Redirect, String> {
-    let number = |variable: &str, default: u16| match containers.variable(variable) {
-        None | Some("") => Ok(default),
-        Some(text) => text.parse().map_err(|_| format!("{variable}: `{text}` is not a port")),
+fn redirect(pod: &Pod) -> Result<Redirect, String> {
+    let environment = container(pod, SIDECAR).and_then(|sidecar| sidecar.env.as_deref()).unwrap_or_default();
+    let variable = |name: &str| {
+        let found = environment.iter().find(|variable| variable.name == name);
+        found.and_then(|variable| variable.value.as_deref()).filter(|value| !value.is_empty())
     };
-    let proxy_mark = match containers.variable("WEFT_PROXY_MARK") {
-        None | Some("") => None,
-        Some(text) => Some(weft_proxy::config::parse_mark(text).map_err(|fault| format!("WEFT_PROXY_MARK: {fault}"))?),
+    let port = |name: &str, default: u16| {
+        let fault = |text: &str| format!("{name}: `{text}` is not a port");
+        variable(name).map_or(Ok(default), |text| text.parse().map_err(|_| fault(text)))
     };
+    let mark = variable("WEFT_PROXY_MARK").map(weft_proxy::config::parse_mark).transpose();
+    let proxy_mark = mark.map_err(|fault| format!("WEFT_PROXY_MARK: {fault}"))?;
+    let annotations = pod.metadata.annotations.as_ref();
+    let annotation = |name: &str| annotations.and_then(|all| all.get(name)).cloned().unwrap_or_default();
     let redirect = Redirect {
-        outbound_port: number("WEFT_OUTBOUND_PORT", 4240)?,
-        inbound_port: number("WEFT_INBOUND_PORT", 4243)?,
-        admin_port: number("WEFT_ADMIN_PORT", 4291)?,
+        outbound_port: port("WEFT_OUTBOUND_PORT", 4240)?,
+        inbound_port: port("WEFT_INBOUND_PORT", 4243)?,
+        admin_port: port("WEFT_ADMIN_PORT", 4291)?,
         proxy_uid: Some(PROXY_UID),
         proxy_mark,
-        skip_inbound_ports: containers.list("WEFT_SKIP_INBOUND_PORTS", "weft.dev/skip-inbound-ports"),
-        skip_outbound_ports: containers.list("WEFT_SKIP_OUTBOUND_PORTS", "weft.dev/skip-outbound-ports"),
-        skip_subnets: containers.list("WEFT_SKIP_SUBNETS", "weft.dev/skip-subnets"),
+        skip_inbound_ports: annotation("weft.dev/skip-inbound-ports"),
+        skip_outbound_ports: annotation("weft.dev/skip-outbound-ports"),
+        skip_subnets: annotation("weft.dev/skip-subnets"),
     };
     let rules = redirect.init_args().map(|args: InitArgs| args.rules())?;
     Rules::check(&rules).map_err(|fault| fault.to_string())?;
     Ok(redirect)
 }
 
-struct Containers<'a>(&'a Pod);
-
-impl<'a> Containers<'a> {
-    fn find(&self, name: &str) -> Option<&'a Container> {
-        let spec = self.0.spec.as_ref()?;
-        let first = spec.init_containers.iter().flatten();
-        first.chain(&spec.containers).find(|container| container.name == name)
-    }
-
-    /// A variable that is written out in one of our containers.
-    fn variable(&self, name: &str) -> Option<&'a str> {
-        [VALIDATE, SIDECAR].into_iter().find_map(|container| {
-            let environment = self.find(container)?.env.as_ref()?;
-            environment.iter().find(|variable| variable.name == name)?.value.as_deref()
-        })
-    }
-
-    fn list(&self, variable: &str, annotation: &str) -> String {
-        let annotations = self.0.metadata.annotations.as_ref();
-        let annotation = || annotations.and_then(|annotations| annotations.get(annotation)).map(String::as_str);
-        self.variable(variable).or_else(annotation).unwrap_or_default().to_owned()
-    }
+fn container<'a>(pod: &'a Pod, name: &str) -> Option<&'a Container> {
+    let spec = pod.spec.as_ref()?;
+    spec.init_containers.iter().flatten().chain(&spec.containers).find(|container| container.name == name)
 }
 
 #[cfg(test)]
@@ -130,26 +115,26 @@ mod tests {
     }
 
     #[test]
-    fn settings_are_the_containers_then_the_annotations() {
+    fn where_connections_go_is_the_sidecars_to_say_and_what_is_skipped_the_annotations() {
         let annotations = json!({
             "weft.dev/skip-inbound-ports": "22", "weft.dev/skip-outbound-ports": "5432,8000-8010",
-            "weft.dev/skip-subnets": "10.0.0.0/8",
+            "weft.dev/skip-subnets": "10.0.0.0/8,fd00::/8",
         });
-        let validate = json!({"name": "weft-validate", "env": [
-            {"name": "WEFT_SKIP_INBOUND_PORTS", "value": "23"}, {"name": "WEFT_SKIP_SUBNETS", "value": ""},
-            {"name": "WEFT_SKIP_OUTBOUND_PORTS", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}},
-        ]});
         let sidecar = json!({"name": "weft-proxy", "env": [
             {"name": "WEFT_INBOUND_PORT", "value": "5243"}, {"name": "WEFT_PROXY_MARK", "value": "0x2102"},
+            {"name": "WEFT_ADMIN_PORT", "value": ""},
+            {"name": "WEFT_OUTBOUND_PORT", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}},
         ]});
         let expected = Redirect {
             inbound_port: 5243,
             proxy_mark: Some(0x2102),
-            skip_inbound_ports: "23".into(),
+            skip_inbound_ports: "22".into(),
             skip_outbound_ports: "5432,8000-8010".into(),
+            skip_subnets: "10.0.0.0/8,fd00::/8".into(),
             ..plain()
         };
-        assert_eq!(judge(&pod(annotations, json!([validate, sidecar]))), Answer::Redirect(expected));
+        let containers = json!([{"name": "weft-validate"}, sidecar]);
+        assert_eq!(judge(&pod(annotations, containers)), Answer::Redirect(expected));
     }
 
     #[test]
@@ -165,7 +150,8 @@ mod tests {
             let Answer::Invalid { reason } = answer else { panic!("{value}: {answer:?}") };
             assert!(reason.contains(hint) && reason.contains("shop/orders-1"), "{reason}");
         }
-        let ports = json!([{"name": "weft-validate", "env": [{"name": "WEFT_INBOUND_PORT", "value": "x"}]}]);
+        let sidecar = json!({"name": "weft-proxy", "env": [{"name": "WEFT_INBOUND_PORT", "value": "x"}]});
+        let ports = json!([{"name": "weft-validate"}, sidecar]);
         assert!(matches!(judge(&pod(json!({}), ports)), Answer::Invalid { reason } if reason.contains("`x`")));
     }
 

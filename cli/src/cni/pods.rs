@@ -3,6 +3,7 @@
 //! An answer of the watch needs no API server at that moment. A pod is told from a later one of the same name by its UID.
 //! Of each pod only the answer is kept.
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -35,12 +36,13 @@ struct Known {
 pub(super) struct Pods {
     client: Client,
     known: Mutex<HashMap<Key, Known>>,
+    cri_o: AtomicBool,
     readiness: Readiness,
 }
 
 impl Pods {
     pub(super) fn new(client: Client, readiness: Readiness) -> Self {
-        Self { client, known: Mutex::default(), readiness }
+        Self { client, known: Mutex::default(), cri_o: AtomicBool::new(false), readiness }
     }
 
     /// What is to be done with the pod that `question` names.
@@ -58,7 +60,7 @@ impl Pods {
                         return judge(&pod);
                     }
                 }
-                Ok(Err(fault)) => return self.unreachable(&fault.to_string()),
+                Ok(Err(fault)) => return self.unreachable(&said(&fault)),
                 Err(_) => return self.unreachable("no answer within 5 s"),
             }
             if Instant::now() >= until {
@@ -79,20 +81,39 @@ impl Pods {
         while let Some(event) = events.next().await {
             match event {
                 Ok(event) => {
-                    self.readiness.api(Ok(()));
+                    // The first one comes before anything was asked.
+                    if !matches!(event, Event::Init) {
+                        self.readiness.api(Ok(()));
+                    }
                     self.apply(event, &mut listed);
                 }
                 Err(fault) => {
-                    tracing::warn!(%fault, "the pods of this node cannot be watched; trying again");
-                    self.readiness.api(Err(format!("the pods of this node cannot be watched: {fault}")));
+                    let why = match &fault {
+                        watcher::Error::InitialListFailed(fault) | watcher::Error::WatchStartFailed(fault) => {
+                            said(fault)
+                        }
+                        fault => fault.to_string(),
+                    };
+                    tracing::warn!(why, "the pods of this node cannot be watched; trying again");
+                    self.readiness.api(Err(format!("the pods of this node cannot be watched: {why}")));
                 }
             }
         }
     }
 
+    /// Whether this node's container runtime is CRI-O. It ends a pod with the configuration that it was started with.
+    pub(super) fn are_on_cri_o(&self) -> bool {
+        self.cri_o.load(Ordering::Relaxed)
+    }
+
     fn apply(&self, event: Event<Pod>, listed: &mut HashMap<Key, Known>) {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        let entry = |pod: &Pod| (key(pod), Known { uids: uids(pod), answer: judge(pod) });
+        let entry = |pod: &Pod| {
+            if runs_on_cri_o(pod) {
+                self.cri_o.store(true, Ordering::Relaxed);
+            }
+            (key(pod), Known { uids: uids(pod), answer: judge(pod) })
+        };
         match event {
             Event::Init => listed.clear(),
             Event::InitApply(pod) => listed.extend([entry(&pod)]),
@@ -117,8 +138,22 @@ impl Pods {
     }
 }
 
+/// What the API server said, or why it said nothing, in one line.
+pub(super) fn said(fault: &kube::Error) -> String {
+    match fault {
+        kube::Error::Api(status) => format!("{} ({})", status.message, status.code),
+        fault => fault.to_string(),
+    }
+}
+
 fn key(pod: &Pod) -> Key {
     (pod.metadata.namespace.clone().unwrap_or_default(), pod.metadata.name.clone().unwrap_or_default())
+}
+
+fn runs_on_cri_o(pod: &Pod) -> bool {
+    let statuses = pod.status.iter().flat_map(|status| status.container_statuses.iter().flatten());
+    let mut ids = statuses.filter_map(|status| status.container_id.as_deref());
+    ids.any(|id| id.starts_with("cri-o://"))
 }
 
 fn is_meant(uids: &[String], question: &Question) -> bool {
