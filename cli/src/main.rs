@@ -1,4 +1,5 @@
 //! `weft`: one binary that can run everything, on a laptop, an edge host or a server.
+mod cni;
 mod crds;
 mod demo;
 
@@ -34,6 +35,8 @@ enum Command {
     #[command(subcommand)]
     Audit(AuditCommand),
     Crds(crds::CrdsArgs),
+    /// Install the CNI plugin on this node, keep it there and answer its questions.
+    CniAgent(cni::AgentArgs),
     /// Build a whole mesh on this machine, without root, put it under load and watch it keep its promises.
     Demo(demo::DemoArgs),
     /// Run an application of the demo.
@@ -72,6 +75,10 @@ enum AuditCommand {
 }
 
 fn main() -> ExitCode {
+    // By this name a container runtime calls it, one thread and no flags.
+    if cni::is_plugin() {
+        return cni::plugin();
+    }
     // The lab runs this program again for its own duties, before any thread exists.
     weft_loadtests::lab::init();
     weft_certs::install_crypto_provider();
@@ -95,6 +102,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             ProxyCommand { .. } => anyhow::bail!("nothing to run: see `weft proxy --help`"),
         },
         Command::Crds(args) => crds::main(&args)?,
+        Command::CniAgent(args) => cni::agent(args)?,
         Command::Demo(args) => return demo::main(&args),
         Command::DemoApp(args) => demo::apps::main(&args)?,
         Command::Audit(AuditCommand::Verify { state }) => println!("{}", weft_control_plane::verify_audit(&state)?),
