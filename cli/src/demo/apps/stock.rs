@@ -123,3 +123,14 @@ fn with_causes(error: &dyn std::error::Error) -> String {
     let causes = std::iter::successors(error.source(), |cause| (*cause).source());
     causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::Stock;
+
+    #[test]
+    fn a_wrong_connection_string_says_what_to_write() {
+        let fault = Stock::new(Some("nonsense")).map(|_| ()).expect_err("no key").to_string();
+        assert!(fault.starts_with("--postgres: ") && fault.contains("host=postgres"), "{fault}");
+    }
+}
