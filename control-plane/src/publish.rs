@@ -17,8 +17,8 @@ use weft_certs::{Peer, SpiffeId};
 use crate::audit::{Audit, Entry};
 use crate::compile::{self, Shared};
 use crate::metrics::Metrics;
-use crate::model::Model;
-use crate::source::{Batch, ConfigError, Event, ResourceKey};
+use crate::model::{Endpoints, Model};
+use crate::source::{Batch, ConfigError, Event, Kind};
 
 mod subscription;
 
@@ -144,7 +144,7 @@ impl Publisher {
     pub fn apply(&self, batch: Batch) {
         let mut state = self.lock();
         for event in batch.events {
-            self.write_down(&event);
+            self.write_down(&event, state.model.endpoints());
             state.model.apply(event);
         }
         self.metrics.config_errors.set(count(batch.errors.len()));
@@ -261,19 +261,21 @@ impl Publisher {
         state.model.workload_names().map(row).collect()
     }
 
-    fn write_down(&self, event: &Event) {
-        match event {
-            Event::Applied(resource) => {
-                let resource = ResourceKey::of(resource).map(|key| key.to_string()).unwrap_or_default();
-                self.audit.record(&Entry::ResourceApplied { resource: &resource });
-            }
-            Event::Removed(key) => {
-                self.audit.record(&Entry::ResourceRemoved { resource: &key.to_string() });
-            }
-            Event::DeniedIdentities(ids) => {
+    /// What changes who may do what. Pods and addresses come and go by themselves on Kubernetes, and are left out there.
+    fn write_down(&self, event: &Event, endpoints: Endpoints) {
+        let by_themselves = |kind| {
+            matches!(kind, Kind::Service | Kind::Workload | Kind::EndpointSlice | Kind::ServiceAccount | Kind::Pod)
+        };
+        let key = event.key().filter(|key| endpoints == Endpoints::Selectors || !by_themselves(key.kind));
+        let resource = key.map(|key| key.to_string());
+        match (event, resource.as_deref()) {
+            (Event::Removed(_), Some(resource)) => drop(self.audit.record(&Entry::ResourceRemoved { resource })),
+            (_, Some(resource)) => drop(self.audit.record(&Entry::ResourceApplied { resource })),
+            (Event::DeniedIdentities(ids), None) => {
                 let ids: Vec<String> = ids.iter().map(ToString::to_string).collect();
                 self.audit.record(&Entry::IdentitiesDenied { ids: &ids });
             }
+            (_, None) => {}
         }
     }
 

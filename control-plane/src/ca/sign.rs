@@ -12,9 +12,9 @@ use tonic::{Request, Response, Status};
 use weft_api::wire::{self, SignRequest, proto};
 use weft_certs::{CertificateAuthority, Peer, SpiffeId};
 
-use super::caller::{Caller, Unproven, identify};
+use super::caller::{Attestation, Caller, Unproven};
 use super::limit::SignLimit;
-use super::token::TokenKey;
+use super::token_review::ReviewError;
 use crate::audit::{self, Audit, Entry};
 use crate::listener::ConnectionInfo;
 use crate::metrics::{Metrics, SignResult};
@@ -39,7 +39,7 @@ impl Lifetimes {
 /// The gRPC service `CertificateAuthority`.
 pub struct SignService {
     authority: watch::Receiver<Arc<CertificateAuthority>>,
-    tokens: TokenKey,
+    attestation: Attestation,
     lifetimes: Lifetimes,
     limit: Mutex<SignLimit>,
     publisher: Arc<Publisher>,
@@ -48,25 +48,26 @@ pub struct SignService {
 }
 
 impl SignService {
-    /// Signs with `authority` for whom `tokens` or a certificate proves.
+    /// Signs with `authority` for whom `attestation` recognizes.
     pub fn new(
         authority: watch::Receiver<Arc<CertificateAuthority>>,
-        tokens: TokenKey,
+        attestation: Attestation,
         lifetimes: Lifetimes,
         publisher: Arc<Publisher>,
         audit: Arc<Audit>,
         metrics: Metrics,
     ) -> Self {
         let limit = Mutex::new(SignLimit::new(lifetimes.longest));
-        Self { authority, tokens, lifetimes, limit, publisher, audit, metrics }
+        Self { authority, attestation, lifetimes, limit, publisher, audit, metrics }
     }
 
-    fn answer(
+    async fn answer(
         &self,
         asked: &Asked<'_>,
         request: Request<proto::SignRequest>,
     ) -> Result<proto::SignResponse, NotIssued> {
-        let caller = identify(asked.peer, request.metadata(), &self.tokens, asked.now)?;
+        let known = &self.publisher;
+        let caller = self.attestation.identify(asked.peer, request.metadata(), known, asked.now).await?;
         self.admit(&caller)?;
         let refused = |because| NotIssued { id: Some(caller.id.clone()), because };
         let request = wire::decode_sign_request(request.into_inner())
@@ -152,9 +153,12 @@ impl Because {
     /// What is counted, and what the caller is told.
     fn told(&self) -> (SignResult, Status) {
         match self {
+            Self::Unproven(Unproven::Review(ReviewError::Unavailable(_))) => {
+                (SignResult::error, Status::unavailable("the control plane cannot verify tokens now; its log says why"))
+            }
             Self::Unproven(_) => (
                 SignResult::unauthenticated,
-                Status::unauthenticated("no valid join token or client certificate; the control plane's log says why"),
+                Status::unauthenticated("no valid token or client certificate; the control plane's log says why"),
             ),
             Self::Denied => (SignResult::denied, Status::permission_denied(self.to_string())),
             Self::TooOften(_) => (SignResult::limited, Status::resource_exhausted(self.to_string())),
@@ -181,7 +185,7 @@ impl proto::certificate_authority_server::CertificateAuthority for SignService {
             remote: info.as_ref().map(|info| info.remote.to_string()).unwrap_or_default(),
             now: SystemTime::now(),
         };
-        match self.answer(&asked, request) {
+        match self.answer(&asked, request).await {
             Ok(response) => {
                 self.metrics.signed(SignResult::issued);
                 Ok(Response::new(response))
