@@ -79,7 +79,7 @@ pub fn keep_their_unit_tests() -> Result<()> {
     let tests = Path::new(CHART).join("files/rules/tests/weft.yaml");
     let text = std::fs::read_to_string(&tests)?;
     for rule in read()? {
-        let tested = text.contains(&format!("alertname: {}\n", rule.alert)) || rule.alert.is_empty();
+        let tested = text.contains(&format!("alertname=\"{}\"", rule.alert)) || rule.alert.is_empty();
         ensure!(tested, "{} has no unit test", rule.alert);
     }
     for (arguments, file) in [(["check", "rules"], file()), (["test", "rules"], tests)] {
