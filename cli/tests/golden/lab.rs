@@ -8,7 +8,7 @@ use http::{HeaderValue, Method, header};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use weft_loadtests::apps;
-use weft_loadtests::lab::{Pod, Task};
+use weft_loadtests::lab::Task;
 use weft_loadtests::load::{Pace, Plan, Version};
 use weft_loadtests::mesh::{Mesh, MeshOptions, MeshPod, WorkloadSpec};
 
@@ -122,7 +122,7 @@ impl Lab {
         let plans = vec![
             // More than the limit.
             (&client, at(40.0, get(SERVER.into(), 80, "/public/a")?)),
-            (&client, at(4.0, get(SERVER.into(), 80, "/status/503")?)),
+            (&client, at(12.0, get(SERVER.into(), 80, "/status/503")?)),
             (&client, at(4.0, get(SERVER.into(), 80, "/refused")?)),
             // Slow enough for the alert on latency.
             (&client, at(4.0, get(SERVER.into(), 80, "/delay/1500")?.connections(10))),
@@ -141,7 +141,10 @@ impl Lab {
         for (from, target) in targets {
             traffic.push(from.pod.start(move || streams(SocketAddr::new(target, 9000)))?);
         }
-        traffic.push(probes(&stranger.pod, SocketAddr::new(direct, INBOUND_PORT))?);
+        let forbidden = dead.pod.address(8080);
+        for target in [SocketAddr::new(direct, INBOUND_PORT), forbidden] {
+            traffic.push(stranger.pod.start(move || intrusions(target))?);
+        }
         let (meshed, others) = (vec![server, dead, client], vec![legacy, stranger]);
         Ok(Self { mesh, meshed, _others: others, _traffic: traffic, _applications: applications })
     }
@@ -165,12 +168,13 @@ async fn streams(target: SocketAddr) -> Result<Infallible> {
     }
 }
 
-/// Somebody who speaks to the sidecar's own port, again and again.
-fn probes(pod: &Pod, target: SocketAddr) -> Result<Task<Result<Infallible>>> {
-    Ok(pod.start(move || async move {
-        loop {
-            let _ = TcpStream::connect(target).await;
-            tokio::time::sleep(Duration::from_millis(200)).await;
+/// Bytes that are no HTTP, to where nobody lets them in.
+async fn intrusions(target: SocketAddr) -> Result<Infallible> {
+    loop {
+        if let Ok(mut stream) = TcpStream::connect(target).await {
+            let _ = stream.write_all(&[0; 100]).await;
+            let _ = stream.read(&mut [0; 100]).await;
         }
-    })?)
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
 }
