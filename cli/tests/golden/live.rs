@@ -29,8 +29,11 @@ const EXPECTED_ALERTS: &[&str] = &[
     "WeftSidecarBypassTried namespace=shop pod=server-1 reason=not_redirected",
 ];
 
+/// The `scrape_configs` for a lab.
+type ScrapeConfigs = fn(&Lab) -> Result<String>;
+
 /// The ways in which Prometheus finds its targets; all three see the same mesh.
-const SCRAPES: &[(&str, fn(&Lab) -> Result<String>)] =
+const SCRAPES: &[(&str, ScrapeConfigs)] =
     &[("operator", by_operator), ("container", by_container), ("annotation", by_annotation)];
 
 pub fn every_query_finds_data() -> Result<()> {
