@@ -15,6 +15,7 @@ use crate::dump;
 use crate::feed::channel::ControlPlane;
 use crate::feed::{identity, workload};
 use crate::path::Phase;
+use crate::probe::Prober;
 use crate::stage::accept;
 use crate::stage::connect::Identity;
 use crate::stage::rate_limit::Limiter;
@@ -253,7 +254,8 @@ fn serve_admin(
     let shown = view.clone();
     let config = move || dump::config(shown.borrow().as_deref(), identity.borrow().as_deref());
     let explain = move |query: &BTreeMap<String, String>| dump::explain(view.borrow().as_deref(), query);
-    let server = admin::Admin::new(Arc::clone(telemetry), ready, Box::new(config), Box::new(explain));
+    let prober = Prober::new(settings.probes.clone(), settings.own_ports(), settings.args.proxy_mark);
+    let server = admin::Admin::new(Arc::clone(telemetry), ready, Box::new(config), Box::new(explain), prober);
     for address in accept::addresses(settings.args.admin_port, false) {
         let socket = match accept::listen(address) {
             Ok(socket) => socket,

@@ -3,6 +3,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
+use weft_api::probe::{self, Probes};
 use weft_certs::{SpiffeId, TrustBundle, TrustDomain};
 
 use crate::telemetry::AccessLogMode;
@@ -50,6 +51,9 @@ pub struct ProxyArgs {
     /// How long a stopping sidecar waits for open connections.
     #[arg(long, env = "WEFT_DRAIN_TIMEOUT", default_value = "30s", value_parser = weft_api::duration::parse)]
     pub drain_timeout: Duration,
+    /// Checks of the application that the kubelet asks of the sidecar, as JSON; written by the injector.
+    #[arg(long, env = "WEFT_PROBES", default_value = "", hide_default_value = true)]
+    pub probes: String,
     /// OTLP/gRPC endpoint for traces, such as `http://collector:4317` [default: no traces].
     #[arg(long, env = "WEFT_OTLP_ENDPOINT")]
     pub otlp_endpoint: Option<String>,
@@ -75,6 +79,8 @@ pub struct Settings {
     pub control_plane_id: SpiffeId,
     /// Roots known before the control plane was reached.
     pub bootstrap_bundle: TrustBundle,
+    /// Checks of the application that the kubelet asks of us.
+    pub probes: Probes,
     /// Threads of the data path.
     pub workers: usize,
 }
@@ -133,6 +139,13 @@ impl Settings {
                 "--outbound-port, --inbound-port and --admin-port must be three different ports above 0".to_owned(),
             );
         }
+        let probes = match args.probes.as_str() {
+            "" => Probes::new(),
+            text => probe::parse(text).unwrap_or_else(|fault| {
+                faults.push(format!("--probes: {fault}; leave it to the injector"));
+                Probes::new()
+            }),
+        };
         let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let workers = args.workers.unwrap_or(processors.min(2));
         if workers == 0 || workers > 256 {
@@ -140,7 +153,7 @@ impl Settings {
         }
         match (trust_domain, control_plane_id, bootstrap_bundle) {
             (Some(trust_domain), Some(control_plane_id), Some(bootstrap_bundle)) if faults.is_empty() => {
-                Ok(Self { args, trust_domain, control_plane_id, bootstrap_bundle, workers })
+                Ok(Self { args, trust_domain, control_plane_id, bootstrap_bundle, probes, workers })
             }
             _ => Err(SettingsError(faults)),
         }
