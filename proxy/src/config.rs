@@ -20,7 +20,7 @@ pub struct ProxyArgs {
     /// Control plane, `host:port`.
     #[arg(long, env = "WEFT_CONTROL_PLANE")]
     pub control_plane: String,
-    /// PEM file with the roots that verify the control plane.
+    /// PEM file with the roots that verify the control plane; waited for at the start, read again when they do not.
     #[arg(long, env = "WEFT_TRUST_BUNDLE")]
     pub trust_bundle: PathBuf,
     /// File with the token that proves this workload's identity; read again at each use.
@@ -77,8 +77,6 @@ pub struct Settings {
     pub trust_domain: TrustDomain,
     /// Who the control plane must prove to be.
     pub control_plane_id: SpiffeId,
-    /// Roots known before the control plane was reached.
-    pub bootstrap_bundle: TrustBundle,
     /// Checks of the application that the kubelet asks of us.
     pub probes: Probes,
     /// Threads of the data path.
@@ -91,7 +89,7 @@ pub struct Settings {
 pub struct SettingsError(pub Vec<String>);
 
 impl Settings {
-    /// Gives the flags their meaning, reading the trust bundle's file.
+    /// Gives the flags their meaning; looks at the trust bundle's file if there is one.
     pub fn resolve(args: ProxyArgs) -> Result<Self, SettingsError> {
         let mut faults = Vec::new();
         let trust_domain =
@@ -104,19 +102,18 @@ impl Settings {
             .map_err(|e| faults.push(format!("--control-plane-id: {e}")))
             .ok()
         });
-        let bootstrap_bundle = match (std::fs::read_to_string(&args.trust_bundle), &trust_domain) {
-            (Err(e), _) => {
-                faults.push(format!(
-                    "--trust-bundle: {}: {e}; give the PEM file that the control plane wrote",
-                    args.trust_bundle.display()
-                ));
-                None
+        // A volume's file may be late and is waited for; one that is there must be usable.
+        let bundle = match (std::fs::read_to_string(&args.trust_bundle), &trust_domain) {
+            (Err(fault), _) if fault.kind() == std::io::ErrorKind::NotFound => Ok(()),
+            (Err(fault), _) => Err(fault.to_string()),
+            (Ok(pem), Some(domain)) => {
+                TrustBundle::from_pem(domain.clone(), &pem).map(drop).map_err(|fault| fault.to_string())
             }
-            (Ok(pem), Some(domain)) => TrustBundle::from_pem(domain.clone(), &pem)
-                .map_err(|e| faults.push(format!("--trust-bundle: {}: {e}", args.trust_bundle.display())))
-                .ok(),
-            (Ok(_), None) => None,
+            (Ok(_), None) => Ok(()),
         };
+        if let Err(fault) = bundle {
+            faults.push(format!("--trust-bundle: {}: {fault}", args.trust_bundle.display()));
+        }
         if !args
             .control_plane
             .rsplit_once(':')
@@ -151,9 +148,9 @@ impl Settings {
         if workers == 0 || workers > 256 {
             faults.push(format!("--workers: {workers} is not between 1 and 256"));
         }
-        match (trust_domain, control_plane_id, bootstrap_bundle) {
-            (Some(trust_domain), Some(control_plane_id), Some(bootstrap_bundle)) if faults.is_empty() => {
-                Ok(Self { args, trust_domain, control_plane_id, bootstrap_bundle, probes, workers })
+        match (trust_domain, control_plane_id) {
+            (Some(trust_domain), Some(control_plane_id)) if faults.is_empty() => {
+                Ok(Self { args, trust_domain, control_plane_id, probes, workers })
             }
             _ => Err(SettingsError(faults)),
         }
