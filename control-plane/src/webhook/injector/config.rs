@@ -32,17 +32,17 @@ pub struct ResourceList {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Resources {
-    /// Set aside on the node. Default 10m and 24Mi.
+    /// Set aside on the node. Default 20m and 32Mi.
     pub requests: ResourceList,
-    /// Never exceeded. Default 128Mi of memory; no limit of processors, which would make requests wait.
+    /// Never exceeded. Default 256Mi of memory; no limit of processors, which would make requests wait.
     pub limits: ResourceList,
 }
 
 impl Default for Resources {
     fn default() -> Self {
         Self {
-            requests: ResourceList { cpu: "10m".to_owned(), memory: "24Mi".to_owned() },
-            limits: ResourceList { cpu: String::new(), memory: "128Mi".to_owned() },
+            requests: ResourceList { cpu: "20m".to_owned(), memory: "32Mi".to_owned() },
+            limits: ResourceList { cpu: String::new(), memory: "256Mi".to_owned() },
         }
     }
 }
@@ -67,7 +67,7 @@ pub struct InjectorConfig {
     /// What a sidecar is given.
     pub resources: Resources,
     /// Level of the sidecar's own log. Default `info`.
-    pub log_level: String,
+    pub log: String,
     /// `off`, `errors` (the default) or `all`.
     pub access_log: String,
     /// OTLP over gRPC for traces, such as `http://collector.observability:4317`. Default: no traces.
@@ -84,6 +84,8 @@ pub struct InjectorConfig {
     pub skip_outbound_ports: String,
     /// Addresses that applications reach without the sidecar. Default none.
     pub skip_subnets: String,
+    /// Ports of pods that carry byte streams and are not looked into. Default none.
+    pub opaque_ports: String,
     /// Whether pods that say nothing about scraping get `prometheus.io/` annotations for the sidecar. Default true.
     pub scrape_annotations: bool,
 }
@@ -98,7 +100,7 @@ impl Default for InjectorConfig {
             redirect: Redirect::Init,
             native_sidecar: true,
             resources: Resources::default(),
-            log_level: "info".to_owned(),
+            log: "info".to_owned(),
             access_log: "errors".to_owned(),
             otlp_endpoint: None,
             trace_ratio: 0.01,
@@ -107,6 +109,7 @@ impl Default for InjectorConfig {
             skip_inbound_ports: String::new(),
             skip_outbound_ports: String::new(),
             skip_subnets: String::new(),
+            opaque_ports: String::new(),
             scrape_annotations: true,
         }
     }
@@ -174,7 +177,7 @@ impl InjectorConfig {
             check(&format!("resources.{field}.cpu"), read(&list.cpu, quantity::cpu));
             check(&format!("resources.{field}.memory"), read(&list.memory, quantity::memory));
         }
-        check("logLevel", check_log(&self.log_level));
+        check("log", check_log(&self.log));
         check("accessLog", check_access_log(&self.access_log));
         if let Some(endpoint) = &self.otlp_endpoint {
             let good = endpoint.strip_prefix("http://").is_some_and(plain);
@@ -190,6 +193,7 @@ impl InjectorConfig {
         }
         check("skipInboundPorts", self.skip_inbound_ports.parse::<PortRanges>().map(drop));
         check("skipOutboundPorts", self.skip_outbound_ports.parse::<PortRanges>().map(drop));
+        check("opaquePorts", self.opaque_ports.parse::<PortRanges>().map(drop));
         check("skipSubnets", read_subnets(&self.skip_subnets).map(drop));
         if faults.is_empty() { Ok(()) } else { Err(ConfigError(faults)) }
     }
@@ -204,7 +208,7 @@ mod tests {
         for text in ["", "# nothing\n", "{}", "image: weft-proxy:2\nresources: {limits: {cpu: \"1\"}}\n"] {
             let config = InjectorConfig::from_yaml(text).expect(text);
             assert_eq!(config.control_plane, "weft-control-plane.weft-system.svc:4280");
-            assert_eq!(config.resources.requests.memory, "24Mi");
+            assert_eq!(config.resources.requests.memory, "32Mi");
         }
         let whole = serde_saphyr::to_string(&InjectorConfig::default()).expect("written");
         assert_eq!(InjectorConfig::from_yaml(&whole), Ok(InjectorConfig::default()), "{whole}");

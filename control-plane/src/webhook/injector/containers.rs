@@ -83,7 +83,7 @@ pub(super) fn proxy(
         variable("WEFT_TRUST_BUNDLE", &format!("{BUNDLE_PATH}/trust-bundle.pem")),
         variable("WEFT_TOKEN_FILE", &format!("{TOKEN_PATH}/token")),
         variable("WEFT_DRAIN_TIMEOUT", &format!("{}s", drain.min(grace_seconds))),
-        variable("WEFT_LOG", &settings.log_level),
+        variable("WEFT_LOG", &settings.log),
         variable("WEFT_ACCESS_LOG", &settings.access_log),
     ];
     if let Some(endpoint) = &config.otlp_endpoint {

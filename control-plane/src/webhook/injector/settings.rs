@@ -51,7 +51,7 @@ pub(super) struct Settings {
     pub(super) skip_outbound_ports: PortRanges,
     pub(super) skip_subnets: Vec<IpNet>,
     opaque_ports: PortRanges,
-    pub(super) log_level: String,
+    pub(super) log: String,
     pub(super) access_log: String,
     /// `resources` of the containers that are added.
     pub(super) resources: Value,
@@ -109,8 +109,8 @@ impl Settings {
             skip_inbound_ports: annotations.ports(SKIP_INBOUND_PORTS, &config.skip_inbound_ports)?,
             skip_outbound_ports: annotations.ports(SKIP_OUTBOUND_PORTS, &config.skip_outbound_ports)?,
             skip_subnets: subnets.map_or_else(|| read_subnets(&config.skip_subnets), Ok)?,
-            opaque_ports: annotations.ports(OPAQUE_PORTS, "")?,
-            log_level: checked(LOG_LEVEL, check_log, &config.log_level)?,
+            opaque_ports: annotations.ports(OPAQUE_PORTS, &config.opaque_ports)?,
+            log: checked(LOG_LEVEL, check_log, &config.log)?,
             access_log: checked(ACCESS_LOG, check_access_log, &config.access_log)?,
             resources: resources(&annotations, config)?,
         })
