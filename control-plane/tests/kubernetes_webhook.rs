@@ -7,13 +7,13 @@ use std::time::{Duration, SystemTime};
 
 use k8s_openapi::api::admissionregistration::v1::{MutatingWebhookConfiguration, ValidatingWebhookConfiguration};
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Pod, Secret, ServiceAccount};
-use k8s_openapi::api::rbac::v1::ClusterRole;
+use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding, Role, RoleBinding};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::api::{
     Api, ApiResource, DeleteParams, DynamicObject, GroupVersionKind, ObjectMeta, Patch, PatchParams, PostParams,
 };
-use kube::{Client, ResourceExt as _};
+use kube::{Client, Config, ResourceExt as _};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
@@ -22,7 +22,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use weft_certs::{CertificateAuthority, TrustBundle, TrustDomain};
 use weft_control_plane::cluster::{Cluster, namespaces, trust_bundle, webhook_secret, webhooks};
 use weft_control_plane::metrics::Metrics;
-use weft_control_plane::webhook::certificate::{self, Serving};
+use weft_control_plane::webhook::certificate::{self, Serving, Stored};
 use weft_control_plane::webhook::injection;
 use weft_control_plane::webhook::injector::InjectorConfig;
 use weft_control_plane::webhook::server::{self, Hooks};
@@ -56,13 +56,39 @@ fn object<K: DeserializeOwned>(value: Value) -> K {
     serde_json::from_value(value).expect("an object of this kind")
 }
 
-/// A replica in a namespace of its own, with an owner for what it makes.
+/// A replica in a namespace of its own, which may do what these parts need and nothing else; its role owns what it makes.
 async fn replica(client: &Client, name: &str) -> Cluster {
     let suffix = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).expect("after 1970").subsec_nanos();
     let namespace = format!("{name}-{suffix}");
     namespace_of(client, &namespace, &[]).await;
-    let role: ClusterRole = object(json!({"metadata": {"name": namespace}, "rules": []}));
-    let role = Api::all(client.clone()).create(&PostParams::default(), &role).await.expect("created");
+    let rule = |group: &str, resource: &str, names: &[&str], verbs: &[&str]| json!({"apiGroups": [group], "resources": [resource], "resourceNames": names, "verbs": verbs});
+    let keep = ["get", "list", "watch", "patch"];
+    let webhooks = "admissionregistration.k8s.io";
+    let anywhere: ClusterRole = object(json!({"metadata": {"name": namespace}, "rules": [
+        rule("", "namespaces", &[], &["get", "list", "watch"]),
+        rule("", "configmaps", &[], &["create"]),
+        rule("", "configmaps", &[trust_bundle::CONFIG_MAP], &[&keep[..], &["delete"]].concat()),
+        rule(webhooks, "mutatingwebhookconfigurations", &[webhooks::INJECTOR], &keep),
+        rule(webhooks, "validatingwebhookconfigurations", &[webhooks::ADMISSION], &keep),
+    ]}));
+    let here: Role = object(json!({"metadata": {"name": namespace}, "rules": [
+        rule("", "secrets", &[], &["create"]),
+        rule("", "secrets", &[webhook_secret::SECRET], &["get", "list", "watch", "update"]),
+    ]}));
+    let user = format!("user-of-{namespace}");
+    let bind = |kind: &str| {
+        json!({
+            "metadata": {"name": namespace}, "subjects": [{"kind": "User", "name": user}],
+            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": kind, "name": namespace},
+        })
+    };
+    let create = PostParams::default();
+    let role = Api::all(client.clone()).create(&create, &anywhere).await.expect("created");
+    let binding: ClusterRoleBinding = object(bind("ClusterRole"));
+    Api::all(client.clone()).create(&create, &binding).await.expect("created");
+    let binding: RoleBinding = object(bind("Role"));
+    Api::namespaced(client.clone(), &namespace).create(&create, &here).await.expect("created");
+    Api::namespaced(client.clone(), &namespace).create(&create, &binding).await.expect("created");
     let owner = OwnerReference {
         api_version: "rbac.authorization.k8s.io/v1".into(),
         kind: "ClusterRole".into(),
@@ -70,8 +96,13 @@ async fn replica(client: &Client, name: &str) -> Cluster {
         uid: role.uid().expect("a uid"),
         ..OwnerReference::default()
     };
+    let mut config = Config::infer().await.expect("KUBECONFIG can be used");
+    config.auth_info.impersonate = Some(user);
+    let client = Client::try_from(config).expect("a client");
+    let namespaces: Api<Namespace> = Api::all(client.clone());
+    until("the role is in force", || async { namespaces.get(&namespace).await.ok() }).await;
     Cluster {
-        client: client.clone(),
+        client,
         namespace,
         pod: "weft-control-plane-0".into(),
         service: "weft-control-plane".into(),
@@ -338,6 +369,36 @@ async fn replicas_that_start_together_serve_one_certificate_and_make_it_anew_whe
         secrets.get(webhook_secret::SECRET).await.expect("there").data.expect("data")["ca.crt"].0,
         second.as_bytes()
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_due_is_renewed_without_changing_what_api_servers_trust() {
+    let Some(client) = client().await else { return };
+    // Made so long ago that the serving certificate is due, has expired, or the root is due too.
+    for (days, roots) in [(25, 1), (31, 1), (250, 2)] {
+        let cluster = replica(&client, "weft-renewal").await;
+        let names = certificate::names(&cluster.service, &cluster.namespace, None);
+        let old = Stored::make(&names, SystemTime::now() - Duration::from_secs(days * 24 * 3600)).expect("made");
+        let secret: Secret = object(json!({
+            "metadata": {"name": webhook_secret::SECRET}, "type": "kubernetes.io/tls",
+            "stringData": {"ca.crt": old.roots, "ca.key": old.root_key, "tls.crt": old.certificate, "tls.key": old.key},
+        }));
+        let secrets: Api<Secret> = Api::namespaced(client.clone(), &cluster.namespace);
+        secrets.create(&PostParams::default(), &secret).await.expect("created");
+        let replicas = [start(&cluster).await, start(&cluster).await];
+        let fresh = SystemTime::now() + Duration::from_secs(29 * 24 * 3600);
+        for replica in replicas {
+            let mut certificates = replica.certificates.clone();
+            let served = certificates.wait_for(|serving| {
+                serving.as_ref().is_some_and(|serving| {
+                    serving.not_after > fresh && serving.bundle.matches("BEGIN CERTIFICATE").count() == roots
+                })
+            });
+            let served = tokio::time::timeout(LONG, served).await.expect("in time").expect("served");
+            let bundle = &served.as_ref().expect("there").bundle;
+            assert!(bundle.ends_with(&old.roots), "after {days} days the old root is trusted yet");
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
