@@ -1,4 +1,5 @@
 //! `weft`: one binary that can run everything, on a laptop, an edge host or a server.
+mod crds;
 mod demo;
 
 use std::path::PathBuf;
@@ -32,6 +33,7 @@ enum Command {
     /// The control plane's audit log.
     #[command(subcommand)]
     Audit(AuditCommand),
+    Crds(crds::CrdsArgs),
     /// Build a whole mesh on this machine, without root, put it under load and watch it keep its promises.
     Demo(demo::DemoArgs),
     /// Run an application of the demo.
@@ -92,6 +94,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             ProxyCommand { proxy: Some(args), .. } => weft_proxy::app::run(Settings::resolve(args)?)?,
             ProxyCommand { .. } => anyhow::bail!("nothing to run: see `weft proxy --help`"),
         },
+        Command::Crds(args) => crds::main(&args)?,
         Command::Demo(args) => return demo::main(&args),
         Command::DemoApp(args) => demo::apps::main(&args)?,
         Command::Audit(AuditCommand::Verify { state }) => println!("{}", weft_control_plane::verify_audit(&state)?),

@@ -38,6 +38,10 @@ pub struct Metrics {
     pub admission_reviews: Family<ReviewLabels, Counter>,
     /// When the webhooks' certificate expires, seconds since 1970; 0: there is none.
     pub webhook_certificate_expiry: Gauge<f64, AtomicU64>,
+    /// Whether this replica leads: 1 or 0.
+    pub leader: Gauge,
+    /// Writes of the status of a policy or Workload, by how they ended.
+    pub status_writes: Family<StatusLabels, Counter>,
 }
 
 /// What an API server asked, and how it was answered.
@@ -73,6 +77,31 @@ pub enum ReviewResult {
     malformed,
     /// It could not be decided; the API server's failure policy does.
     error,
+}
+
+/// How a write of a status ended.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct StatusLabels {
+    /// Its end.
+    pub result: StatusResult,
+}
+
+/// How a write of a status ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[allow(non_camel_case_types)]
+pub enum StatusResult {
+    /// It was written.
+    written,
+    /// The object changed meanwhile; it is judged again.
+    conflict,
+    /// The object is gone.
+    gone,
+    /// The API server refused it or did not answer; it is tried again.
+    error,
+}
+
+impl StatusResult {
+    const ALL: [Self; 4] = [Self::written, Self::conflict, Self::gone, Self::error];
 }
 
 /// How a request for a certificate ended.
@@ -116,11 +145,19 @@ impl Metrics {
         self.admission_reviews.get_or_create(&ReviewLabels { webhook, result }).inc();
     }
 
+    /// Counts one write of a status.
+    pub fn status_written(&self, result: StatusResult) {
+        self.status_writes.get_or_create(&StatusLabels { result }).inc();
+    }
+
     /// A registry with every metric in it.
     pub fn registry(&self) -> Registry {
         // So that a rate can be taken from the first one on.
         for result in SignResult::ALL {
             drop(self.certificates.get_or_create(&SignLabels { result }));
+        }
+        for result in StatusResult::ALL {
+            drop(self.status_writes.get_or_create(&StatusLabels { result }));
         }
         let mut registry = Registry::with_prefix("weft");
         registry.register("config_errors", "Faults in the resources that are not mended", self.config_errors.clone());
@@ -141,6 +178,12 @@ impl Metrics {
             "certificates_issued",
             "Requests for a certificate, by how they ended",
             self.certificates.clone(),
+        );
+        registry.register("leader", "Whether this replica leads", self.leader.clone());
+        registry.register(
+            "status_writes",
+            "Writes of the status of a policy or Workload, by how they ended",
+            self.status_writes.clone(),
         );
         registry.register("streams", "Configuration streams that are open", self.streams.clone());
         registry.register("updates_sent", "Configuration updates sent to sidecars", self.updates_sent.clone());
