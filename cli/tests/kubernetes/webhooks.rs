@@ -38,11 +38,15 @@ pub const TESTS: &[Test] = &[
     ("an_api_server_asks_the_webhooks_and_does_what_they_say", || with_admin(asks_the_webhooks)),
     ("replicas_that_start_together_serve_one_certificate", || with_admin(serve_one_certificate)),
     ("a_renewal_changes_nothing_that_api_servers_trust", || with_admin(renews)),
+    ("a_restart_of_the_api_server_is_survived_and_what_changed_meanwhile_is_repaired", || {
+        with_admin(survives_a_restart)
+    }),
     ("the_leader_keeps_the_trust_bundle_in_every_namespace", || with_admin(keeps_the_trust_bundle)),
 ];
 
 /// Who may do everything.
 struct Admin {
+    cluster: Cluster,
     client: Client,
     config: Config,
 }
@@ -54,7 +58,7 @@ fn with_admin<F: Future<Output = ()>>(test: impl FnOnce(Admin) -> F) -> Result<(
     runtime.block_on(async {
         let kubeconfig = Kubeconfig::read_from(cluster.api.kubeconfig())?;
         let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
-        test(Admin { client: Client::try_from(config.clone())?, config }).await;
+        test(Admin { cluster, client: Client::try_from(config.clone())?, config }).await;
         Ok(())
     })
 }
@@ -393,6 +397,25 @@ async fn renews(admin: Admin) {
             assert!(bundle.ends_with(&old.roots), "after {days} days the old root is trusted yet");
         }
     }
+}
+
+async fn survives_a_restart(mut admin: Admin) {
+    let cluster = replica(&admin, "weft-restart").await;
+    let mut webhooks = start(&cluster).await;
+    let certificates = &mut webhooks.certificates;
+    let first = certificates.wait_for(Option::is_some).await.expect("it runs").as_ref().expect("there").bundle.clone();
+    let secrets: Api<Secret> = Api::namespaced(admin.client.clone(), &cluster.namespace);
+    tokio::task::block_in_place(|| {
+        admin.cluster.api.stop_api_server();
+        admin.cluster.api.start_api_server().expect("started");
+    });
+    assert!(webhooks.not_ready.borrow().is_none(), "it goes on serving");
+    until("the Secret is deleted", || async {
+        secrets.delete(webhook_secret::SECRET, &DeleteParams::default()).await.ok()
+    })
+    .await;
+    let made = certificates.wait_for(|serving| serving.as_ref().is_some_and(|serving| serving.bundle != first));
+    drop(tokio::time::timeout(LONG, made).await.expect("in time").expect("made anew"));
 }
 
 async fn keeps_the_trust_bundle(admin: Admin) {
