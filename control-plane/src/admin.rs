@@ -17,7 +17,7 @@ use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use tower::Service as _;
 
@@ -38,6 +38,8 @@ pub struct Admin {
     pub publisher: Arc<Publisher>,
     /// The other replicas, where there may be some.
     pub replicas: Option<Replicas>,
+    /// Why the webhooks do not answer, where there are some.
+    pub webhooks: Option<watch::Receiver<Option<String>>>,
     /// What is counted.
     pub registry: Arc<Registry>,
 }
@@ -94,7 +96,8 @@ fn router(admin: Admin) -> Router {
 }
 
 async fn ready(State(admin): State<Admin>) -> Response {
-    match admin.publisher.not_ready() {
+    let webhooks = || admin.webhooks.as_ref().and_then(|webhooks| webhooks.borrow().clone());
+    match admin.publisher.not_ready().or_else(webhooks) {
         None => "ready\n".into_response(),
         Some(reason) => (StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {reason}\n")).into_response(),
     }

@@ -179,7 +179,7 @@ pub async fn start(settings: Settings) -> anyhow::Result<Running> {
         publisher.apply(first.context(READER_FAILED)?);
     }
     tasks.spawn(follow_source(source, Arc::clone(&publisher), stop.clone()));
-    let (mut events, mut replicas) = (Events::nowhere(), None);
+    let (mut events, mut replicas, mut webhooks) = (Events::nowhere(), None, None);
     match place {
         Place::Host(None) => {}
         Place::Host(Some(files)) => {
@@ -190,10 +190,12 @@ pub async fn start(settings: Settings) -> anyhow::Result<Running> {
                 authority,
                 publisher: Arc::clone(&publisher),
                 svid: svids,
+                bundle: bundles.clone(),
                 metrics: metrics.clone(),
                 stop: stop.clone(),
             };
-            (events, replicas) = kubernetes::start(*place, shared, &mut tasks);
+            let started = kubernetes::start(*place, shared, &mut tasks);
+            (events, replicas, webhooks) = (started.events, Some(started.replicas), Some(started.not_ready));
         }
     }
 
@@ -230,7 +232,7 @@ pub async fn start(settings: Settings) -> anyhow::Result<Running> {
         .serve_with_incoming_shutdown(connections, stop.clone().cancelled_owned());
     tasks.spawn(async move { server.await.context("the gRPC server failed") });
 
-    let admin = Admin { publisher, replicas, registry: Arc::new(metrics.registry()) };
+    let admin = Admin { publisher, replicas, webhooks, registry: Arc::new(metrics.registry()) };
     tasks.spawn(done(admin::serve(admin_listener, admin, stop.clone())));
     let (address, admin_address) = running;
     tracing::info!(%address, admin = %admin_address, trust_domain = %settings.trust_domain, "control plane started");

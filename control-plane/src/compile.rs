@@ -38,8 +38,10 @@ pub fn shared(model: &Model, previous: &Shared, changed: &BTreeSet<String>) -> S
         let workloads = ByLabel::new(model.workloads(namespace));
         model.services(namespace).map(move |service| compile_service(model, service, &workloads))
     });
-    let meshed = changed.iter().flat_map(|namespace| model.workloads(namespace));
-    let meshed = meshed.filter_map(|workload| meshed_workload(model, workload));
+    let meshed = changed.iter().flat_map(|namespace| {
+        let services = BySelector::new(model.services(namespace));
+        model.workloads(namespace).filter_map(move |workload| meshed_workload(model, &services, workload))
+    });
     let denied = model.denied().cloned().collect();
     Shared {
         services: renewed(&previous.services, changed, services.map(|service| (service.name.clone(), service))),
@@ -104,7 +106,7 @@ pub fn inbound(model: &Model, shared: &Shared, name: &NamespacedName) -> Option<
         service_account: workload.service_account.clone(),
         policy: Arc::new(policy_set(model, shared, subject)),
         rate_limits: Arc::new(rate_limits(model, subject)),
-        ports: port_hints(model, workload),
+        ports: port_hints(model.services_of(workload), workload),
         services,
     })
 }
@@ -112,9 +114,10 @@ pub fn inbound(model: &Model, shared: &Shared, name: &NamespacedName) -> Option<
 /// The policies of `namespace` that apply to no workload, as `AuthorizationPolicy shop/callers`: a misspelt target guards
 /// nothing, and nothing else shows it.
 pub fn idle_policies(model: &Model, namespace: &str) -> Vec<String> {
+    let services = BySelector::new(model.services(namespace));
     let workloads: Vec<(&Workload, Vec<NamespacedName>)> = model
         .workloads(namespace)
-        .map(|workload| (workload, model.services_of(workload).map(|service| service.name.clone()).collect()))
+        .map(|workload| (workload, services.before(workload).map(|service| service.name.clone()).collect()))
         .collect();
     let idle = |applies: &dyn Fn(Subject<'_>) -> bool| {
         !workloads.iter().any(|(workload, services)| applies(Subject { namespace, labels: &workload.labels, services }))
@@ -130,7 +133,7 @@ pub fn idle_policies(model: &Model, namespace: &str) -> Vec<String> {
     authorization.chain(rate_limit).collect()
 }
 
-fn meshed_workload(model: &Model, workload: &Workload) -> Option<MeshedWorkload> {
+fn meshed_workload(model: &Model, services: &BySelector<'_>, workload: &Workload) -> Option<MeshedWorkload> {
     if !workload.mesh || workload.addresses.is_empty() {
         return None;
     }
@@ -138,14 +141,14 @@ fn meshed_workload(model: &Model, workload: &Workload) -> Option<MeshedWorkload>
         name: workload.name.clone(),
         addresses: workload.addresses.clone(),
         identity: model.identity_of(workload)?,
-        ports: port_hints(model, workload),
+        ports: port_hints(services.before(workload), workload),
     })
 }
 
 /// What is known of a workload's ports: what it declares itself, else what the services before it agree on.
-fn port_hints(model: &Model, workload: &Workload) -> BTreeMap<u16, ProtocolHint> {
+fn port_hints<'a>(services: impl Iterator<Item = &'a Service>, workload: &Workload) -> BTreeMap<u16, ProtocolHint> {
     let mut hints: BTreeMap<u16, ProtocolHint> = BTreeMap::new();
-    for port in model.services_of(workload).flat_map(|service| &service.ports) {
+    for port in services.flat_map(|service| &service.ports) {
         let Some(target) = target_port(port, workload).filter(|_| port.protocol != ProtocolHint::Detect) else {
             continue;
         };
@@ -299,6 +302,33 @@ impl<'a> ByLabel<'a> {
         let Some(fewest) = candidates.min_by_key(|candidates| candidates.len()) else { return Vec::new() };
         let selected = |workload: &&&Workload| service.selects(&workload.name.namespace, &workload.labels);
         fewest.iter().filter(selected).copied().collect()
+    }
+}
+
+/// The services of one namespace by one label of their selectors: a workload asks only those that may select it.
+struct BySelector<'a>(HashMap<(&'a str, &'a str), Vec<&'a Service>>);
+
+impl<'a> BySelector<'a> {
+    fn new(services: impl Iterator<Item = &'a Service>) -> Self {
+        let mut by_label: HashMap<(&str, &str), Vec<&Service>> = HashMap::new();
+        for service in services {
+            if let Some((key, value)) = service.selector.first_key_value() {
+                by_label.entry((key, value)).or_default().push(service);
+            }
+        }
+        Self(by_label)
+    }
+
+    /// The services before `workload`, by name.
+    fn before(&self, workload: &Workload) -> impl Iterator<Item = &'a Service> {
+        let labels = workload.labels.iter();
+        let candidates =
+            labels.flat_map(|(key, value)| self.0.get(&(key.as_str(), value.as_str())).into_iter().flatten());
+        let selected =
+            candidates.copied().filter(|service| service.selects(&workload.name.namespace, &workload.labels));
+        let mut services: Vec<&Service> = selected.collect();
+        services.sort_by(|a, b| a.name.cmp(&b.name));
+        services.into_iter()
     }
 }
 

@@ -34,10 +34,49 @@ pub struct Metrics {
     pub handshake_failures: Counter,
     /// Identities that are refused everywhere.
     pub denied_identities: Gauge,
+    /// What API servers asked the webhooks, by how it was answered.
+    pub admission_reviews: Family<ReviewLabels, Counter>,
+    /// When the webhooks' certificate expires, seconds since 1970; 0: there is none.
+    pub webhook_certificate_expiry: Gauge<f64, AtomicU64>,
     /// Whether this replica leads: 1 or 0.
     pub leader: Gauge,
     /// Writes of the status of a policy or Workload, by how they ended.
     pub status_writes: Family<StatusLabels, Counter>,
+}
+
+/// What an API server asked, and how it was answered.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ReviewLabels {
+    /// Which webhook was asked.
+    pub webhook: Webhook,
+    /// The answer.
+    pub result: ReviewResult,
+}
+
+/// A webhook.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[allow(non_camel_case_types)]
+pub enum Webhook {
+    /// Puts sidecars into pods.
+    inject,
+    /// Judges objects.
+    validate,
+}
+
+/// How a review was answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[allow(non_camel_case_types)]
+pub enum ReviewResult {
+    /// Allowed as it is.
+    allowed,
+    /// Allowed with a change.
+    patched,
+    /// Refused.
+    refused,
+    /// The request was no review.
+    malformed,
+    /// It could not be decided; the API server's failure policy does.
+    error,
 }
 
 /// How a write of a status ended.
@@ -101,6 +140,11 @@ impl Metrics {
         self.certificates.get_or_create(&SignLabels { result }).inc();
     }
 
+    /// Counts one question of an API server.
+    pub fn reviewed(&self, webhook: Webhook, result: ReviewResult) {
+        self.admission_reviews.get_or_create(&ReviewLabels { webhook, result }).inc();
+    }
+
     /// Counts one write of a status.
     pub fn status_written(&self, result: StatusResult) {
         self.status_writes.get_or_create(&StatusLabels { result }).inc();
@@ -149,6 +193,16 @@ impl Metrics {
             "trust_anchor_expiry_timestamp_seconds",
             "When the first root of the trust bundle expires",
             self.trust_anchor_expiry.clone(),
+        );
+        registry.register(
+            "admission_reviews",
+            "Questions of API servers to the webhooks, by how they were answered",
+            self.admission_reviews.clone(),
+        );
+        registry.register(
+            "webhook_certificate_expiry_timestamp_seconds",
+            "When the webhooks' certificate expires; 0: there is none",
+            self.webhook_certificate_expiry.clone(),
         );
         registry
     }

@@ -229,6 +229,11 @@ impl Publisher {
         self.lock().model.replicas(id)
     }
 
+    /// Whether there is such a Service.
+    pub fn knows_service(&self, service: &NamespacedName) -> bool {
+        self.lock().model.service(service).is_some()
+    }
+
     /// Why sidecars cannot be told anything yet.
     pub fn not_ready(&self) -> Option<String> {
         let state = self.lock();

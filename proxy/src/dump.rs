@@ -53,6 +53,7 @@ pub(crate) fn config(view: Option<&MeshView>, identity: Option<&Identity>) -> Va
             "rate_limits": inbound.rate_limits.iter().map(|limit| json!({
                 "policy": limit.policy.to_string(), "limit": limit.name, "requests": limit.requests,
                 "window_ms": limit.window.as_millis() as u64, "burst": limit.burst,
+                "per": format!("{:?}", limit.per),
             })).collect::<Vec<_>>(),
             "services": services,
             "meshed_workloads": view.config.meshed_workloads.len(),

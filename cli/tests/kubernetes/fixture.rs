@@ -234,6 +234,10 @@ impl Process {
         Ok(Self { child, log })
     }
 
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Waits for a JSON line whose message is `message`.
     pub fn line(&self, message: &str) -> Result<Value> {
         let found = || {

@@ -6,6 +6,7 @@
 
 mod fixture;
 mod mesh;
+mod scale;
 mod status;
 
 use libtest_mimic::{Arguments, Trial};
@@ -14,7 +15,7 @@ use weft_loadtests::lab::testing::Test;
 
 fn main() {
     weft_certs::install_crypto_provider();
-    let tests: Vec<Test> = [mesh::TESTS, status::TESTS].concat();
+    let tests: Vec<Test> = [mesh::TESTS, scale::TESTS, status::TESTS].concat();
     let missing = assets().err();
     let trial = |(name, test): Test| match &missing {
         None => Trial::test(name, move || test().map_err(|error| format!("{error:?}").into())),

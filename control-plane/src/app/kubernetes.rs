@@ -1,19 +1,21 @@
 //! Wiring of what there is only on Kubernetes.
+use std::path::PathBuf;
 use std::sync::Arc;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, anyhow};
 use kube::Client;
+use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use weft_certs::{CertificateAuthority, Svid};
+use weft_certs::{CertificateAuthority, Svid, TrustBundle};
 
-use super::{Ground, done};
+use super::{Ground, bind, done};
 use crate::ca::caller::Attestation;
 use crate::ca::token_review::TokenReviews;
 use crate::cluster::authority::AuthoritySecret;
 use crate::cluster::events::{self, Events};
-use crate::cluster::{self, Cluster, lease, others, status};
+use crate::cluster::{self, Cluster, lease, namespaces, others, status, trust_bundle, webhook_secret, webhooks};
 use crate::config::{ClusterSettings, Settings};
 use crate::metrics::Metrics;
 use crate::model::{Endpoints, Model};
@@ -22,12 +24,24 @@ use crate::replicas::ask::Replicas;
 use crate::source::Source;
 use crate::source::kubernetes::KubernetesSource;
 use crate::source::kubernetes::objects::Objects;
+use crate::webhook::injector::InjectorConfig;
+use crate::webhook::server::{self, Hooks};
+use crate::webhook::{certificate, injection};
 
 /// What the tasks of this place need.
 pub(super) struct Place {
     cluster: Cluster,
     authority: AuthoritySecret,
     objects: Objects,
+    webhooks: Webhooks,
+}
+
+/// What the webhooks need.
+struct Webhooks {
+    listener: TcpListener,
+    injector: InjectorConfig,
+    /// Where the injector's settings are read again.
+    injector_file: Option<PathBuf>,
 }
 
 /// What they share with the rest.
@@ -35,6 +49,7 @@ pub(super) struct Shared {
     pub(super) authority: watch::Sender<Arc<CertificateAuthority>>,
     pub(super) publisher: Arc<Publisher>,
     pub(super) svid: watch::Receiver<Svid>,
+    pub(super) bundle: watch::Receiver<Arc<TrustBundle>>,
     pub(super) metrics: Metrics,
     pub(super) stop: CancellationToken,
 }
@@ -56,6 +71,14 @@ pub(super) async fn ground(settings: &Settings, place: &ClusterSettings) -> anyh
         service: place.service.clone(),
         owner,
     };
+    let webhooks = Webhooks {
+        listener: bind(place.webhook_listen, "--webhook-listen").await?,
+        injector: match &place.injector_config {
+            Some(file) => injection::read_config(file).map_err(|fault| anyhow!("--injector-config: {fault}"))?,
+            None => InjectorConfig::default(),
+        },
+        injector_file: place.injector_config.clone(),
+    };
     let trust_domain = settings.trust_domain.clone();
     let secret = AuthoritySecret::new(cluster.clone(), trust_domain.clone(), place.issuer_secret.clone());
     let objects = Objects::default();
@@ -68,18 +91,24 @@ pub(super) async fn ground(settings: &Settings, place: &ClusterSettings) -> anyh
             objects.clone(),
             settings.denied_identities.clone(),
         )),
-        place: super::Place::Cluster(Box::new(Place { cluster, authority: secret, objects })),
+        place: super::Place::Cluster(Box::new(Place { cluster, authority: secret, objects, webhooks })),
     })
 }
 
-/// Starts all that runs only here. Returned: where operators are told of things, and the other replicas.
-pub(super) fn start(
-    place: Place,
-    shared: Shared,
-    tasks: &mut JoinSet<anyhow::Result<()>>,
-) -> (Events, Option<Replicas>) {
-    let Place { cluster, authority: secret, objects } = place;
-    let Shared { authority, publisher, svid, metrics, stop } = shared;
+/// What the rest needs of what runs here.
+pub(super) struct Started {
+    /// Where operators are told of things.
+    pub(super) events: Events,
+    /// The other replicas.
+    pub(super) replicas: Replicas,
+    /// Why the webhooks do not answer.
+    pub(super) not_ready: watch::Receiver<Option<String>>,
+}
+
+/// Starts all that runs only here.
+pub(super) fn start(place: Place, shared: Shared, tasks: &mut JoinSet<anyhow::Result<()>>) -> Started {
+    let Place { cluster, authority: secret, objects, webhooks } = place;
+    let Shared { authority, publisher, svid, bundle, metrics, stop } = shared;
     let (leader, leads) = watch::channel(false);
     let (others, found) = watch::channel(Vec::new());
     let (events, notices) = Events::channel();
@@ -90,8 +119,39 @@ pub(super) fn start(
     tasks.spawn(done(others::follow(cluster.clone(), others, stop.clone())));
     tasks.spawn(done(events::run(cluster.clone(), notices, stop.clone())));
     tasks.spawn(done(events::watch_authority(events.clone(), authorities, leads.clone(), stop.clone())));
+    tasks.spawn(done(trust_bundle::run(cluster.clone(), bundle, leads.clone(), stop.clone())));
+    let not_ready = serve_webhooks(webhooks, &cluster, Arc::clone(&publisher), metrics.clone(), &stop, tasks);
     let writer =
         status::Writer { cluster, publisher, objects, replicas: replicas.clone(), events: events.clone(), metrics };
     tasks.spawn(done(status::run(writer, leads, stop)));
-    (events, Some(replicas))
+    Started { events, replicas, not_ready }
+}
+
+fn serve_webhooks(
+    webhooks: Webhooks,
+    cluster: &Cluster,
+    publisher: Arc<Publisher>,
+    metrics: Metrics,
+    stop: &CancellationToken,
+    tasks: &mut JoinSet<anyhow::Result<()>>,
+) -> watch::Receiver<Option<String>> {
+    let Webhooks { listener, injector, injector_file } = webhooks;
+    let (certificate, certificates) = watch::channel(None);
+    let (injector, injectors) = watch::channel(Arc::new(injector));
+    let (reason, not_ready) = watch::channel(Some("the webhooks are starting".to_owned()));
+    if let Some(file) = injector_file {
+        tasks.spawn(done(injection::follow_config(file, injector, stop.clone())));
+    }
+    let names = certificate::names(&cluster.service, &cluster.namespace, None);
+    let wanted = webhook_secret::Wanted { names, client_roots: None };
+    let keep = webhook_secret::run(cluster.clone(), wanted, certificate, metrics.clone(), stop.clone());
+    tasks.spawn(done(keep));
+    tasks.spawn(done(webhooks::run(cluster.client.clone(), certificates.clone(), stop.clone())));
+    let hooks = Hooks {
+        inject: injection::decide(injectors, namespaces::lookup(cluster.client.clone())),
+        services: Some(Arc::new(move |service| publisher.knows_service(service))),
+        metrics,
+    };
+    tasks.spawn(done(server::serve(listener, certificates, hooks, reason, stop.clone())));
+    not_ready
 }

@@ -14,6 +14,11 @@ pub mod lease;
 pub mod others;
 pub mod status;
 
+pub mod namespaces;
+pub mod trust_bundle;
+pub mod webhook_secret;
+pub mod webhooks;
+
 /// This replica in its cluster. Cheap to clone.
 #[derive(Clone)]
 pub struct Cluster {

@@ -14,7 +14,7 @@ mod init;
 mod netlink;
 mod rules;
 
-pub use init::{InitArgs, InitReport, List, PortRange, run_init};
+pub use init::{InitArgs, InitReport, List, PortRange, parse_ports, parse_subnets, run_init};
 pub use netlink::RedirectError;
 pub use rules::{ProxyTraffic, Rules};
 
