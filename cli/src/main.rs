@@ -51,6 +51,8 @@ struct ProxyCommand {
 enum ProxySubcommand {
     /// Write (or remove) the rules that redirect this network namespace's connections to the sidecar.
     Init(redirect::InitArgs),
+    /// Prove that this network namespace's connections are redirected, before the sidecar starts.
+    Validate(redirect::ValidateArgs),
 }
 
 #[derive(Subcommand)]
@@ -88,6 +90,9 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Proxy(proxy) => match *proxy {
             ProxyCommand { command: Some(ProxySubcommand::Init(args)), .. } => {
                 println!("{}", redirect::run_init(&args)?)
+            }
+            ProxyCommand { command: Some(ProxySubcommand::Validate(args)), .. } => {
+                println!("{}", redirect::run_validate(&args)?)
             }
             ProxyCommand { proxy: Some(args), .. } => weft_proxy::app::run(Settings::resolve(args)?)?,
             ProxyCommand { .. } => anyhow::bail!("nothing to run: see `weft proxy --help`"),
