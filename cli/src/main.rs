@@ -1,5 +1,6 @@
 //! `weft`: one binary that can run everything, on a laptop, an edge host or a server.
 mod demo;
+mod inject;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -32,6 +33,8 @@ enum Command {
     /// The control plane's audit log.
     #[command(subcommand)]
     Audit(AuditCommand),
+    /// Put sidecars into the pod templates of YAML files, as the webhook would into their pods.
+    Inject(inject::InjectArgs),
     /// Build a whole mesh on this machine, without root, put it under load and watch it keep its promises.
     Demo(demo::DemoArgs),
     /// Run an application of the demo.
@@ -97,6 +100,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             ProxyCommand { proxy: Some(args), .. } => weft_proxy::app::run(Settings::resolve(args)?)?,
             ProxyCommand { .. } => anyhow::bail!("nothing to run: see `weft proxy --help`"),
         },
+        Command::Inject(args) => return inject::main(&args),
         Command::Demo(args) => return demo::main(&args),
         Command::DemoApp(args) => demo::apps::main(&args)?,
         Command::Audit(AuditCommand::Verify { state }) => println!("{}", weft_control_plane::verify_audit(&state)?),
