@@ -156,6 +156,7 @@ const RULES: &[Rule] = &[
             "control-plane/src/source/kubernetes.rs",
             "control-plane/src/source/kubernetes/",
             "control-plane/src/webhook/",
+            "control-plane/tests/kubernetes_webhook.rs",
         ],
         never: &["k8s_openapi", "kube"],
     },
@@ -191,6 +192,7 @@ const RULES: &[Rule] = &[
         except: &[
             "control-plane/src/ca/",
             "control-plane/src/listener.rs",
+            "control-plane/src/webhook/",
             "proxy/src/probe/tls.rs",
             "proxy/src/stage/connect.rs",
             "proxy/src/stage/tls.rs",

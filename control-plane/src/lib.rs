@@ -19,6 +19,7 @@ pub mod listener;
 pub mod metrics;
 pub mod model;
 pub mod publish;
+pub mod replicas;
 pub mod server;
 pub mod source;
 pub mod webhook;

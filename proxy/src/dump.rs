@@ -5,7 +5,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use http::HeaderMap;
 use serde_json::{Value, json};
-use weft_api::policy::{HttpRequest, Source, path};
+use weft_api::policy::{AppliedPolicy, HttpRequest, Source, path};
 use weft_certs::SpiffeId;
 
 use crate::stage::connect::Identity;
@@ -48,9 +48,12 @@ pub(crate) fn config(view: Option<&MeshView>, identity: Option<&Identity>) -> Va
             "workload": format!("{}/{}", inbound.namespace, inbound.workload),
             "service_account": inbound.service_account,
             "stands_behind": inbound.services.iter().map(ToString::to_string).collect::<Vec<_>>(),
+            "default_policy": inbound.policy.default_policy().as_str(),
+            "policies": inbound.policy.policies().iter().map(policy).collect::<Vec<_>>(),
             "rate_limits": inbound.rate_limits.iter().map(|limit| json!({
                 "policy": limit.policy.to_string(), "limit": limit.name, "requests": limit.requests,
                 "window_ms": limit.window.as_millis() as u64, "burst": limit.burst,
+                "per": format!("{:?}", limit.per),
             })).collect::<Vec<_>>(),
             "services": services,
             "meshed_workloads": view.config.meshed_workloads.len(),
@@ -58,6 +61,13 @@ pub(crate) fn config(view: Option<&MeshView>, identity: Option<&Identity>) -> Va
         })
     });
     json!({ "identity": identity, "configuration": view })
+}
+
+fn policy(applied: &AppliedPolicy) -> Value {
+    match applied {
+        AppliedPolicy::Readable(policy) => json!({ "name": policy.name.to_string(), "spec": policy.spec_json() }),
+        AppliedPolicy::Unreadable { name, why } => json!({ "name": name.to_string(), "unreadable": why }),
+    }
 }
 
 /// What policy says of a call: `from` (a SPIFFE ID, or an address for a caller outside the mesh), `port`, and for HTTP
