@@ -133,10 +133,20 @@ containers() { # NAMESPACE POD
     field "$1" "pod/$2" '{.spec.initContainers[*].name} {.spec.containers[*].name}'
 }
 
+# Makes or changes what is on standard input. The server merges, so that no object carries a copy of itself.
+applied() {
+    kubectl apply --server-side -f - >/dev/null
+}
+
+make_namespace() { # NAMESPACE
+    kubectl create namespace "$1" >/dev/null
+    kubectl label namespace "$1" weft-e2e=true >/dev/null
+}
+
 # A pod of Weft's image that runs an application of the demo or its client, as Pod Security `restricted` asks. What is
 # on standard input is added to its spec's container, in YAML.
 app() { # NAMESPACE NAME SERVICE_ACCOUNT ARGUMENT...
-    app_yaml "$@" | kubectl apply -f - >/dev/null
+    app_yaml "$@" | applied
 }
 
 app_yaml() {

@@ -12,12 +12,10 @@ part_20_shop() {
 
 make_own_namespaces() {
     local namespace
-    for namespace in "$IN" "$OUT" "$TIGHT"; do
-        kubectl create namespace "$namespace"
-        kubectl label namespace "$namespace" weft-e2e=true
-    done >/dev/null
-    kubectl annotate namespace "$IN" "$TIGHT" weft.dev/inject=enabled >/dev/null
-    kubectl label namespace "$TIGHT" pod-security.kubernetes.io/enforce=restricted >/dev/null
+    for namespace in "$IN" "$OUT"; do
+        make_namespace "$namespace"
+    done
+    kubectl annotate namespace "$IN" weft.dev/inject=enabled >/dev/null
 }
 
 every_pod_of_orders_demo_is_ready_with_a_sidecar() {

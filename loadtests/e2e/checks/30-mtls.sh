@@ -36,7 +36,7 @@ nothing_on_the_wire_between_meshed_pods_can_be_read() {
 listen() { # NAMESPACE TEXT
     local node
     node=$(field "$1" pod/echo '{.spec.nodeName}')
-    kubectl apply -f - >/dev/null <<YAML
+    applied <<YAML
 apiVersion: v1
 kind: Pod
 metadata: {name: listener-$1, namespace: $OUT}

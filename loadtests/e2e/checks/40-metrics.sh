@@ -21,9 +21,11 @@ a_sidecar_tells_its_golden_signals() {
     local text
     text=$(scrape "$(field "$SHOP" "pod/$(first_pod "$SHOP" app=orders)" '{.status.podIP}')")
     has_series "$text" weft_requests_total weft_request_duration_seconds_bucket weft_overhead_seconds_count \
-        weft_tcp_open_connections weft_authorization_decisions_total weft_rate_limit_decisions_total \
+        weft_authorization_decisions_total weft_rate_limit_decisions_total \
         weft_certificate_expiry_timestamp_seconds process_resident_memory_bytes
-    grep -q '^weft_control_plane_connected 1' <<<"$text"
+    grep -q '^weft_control_plane_connected 1' <<<"$text" || wrong "weft_control_plane_connected is not 1"
+    text=$(scrape "$(field "$SHOP" "pod/$(first_pod "$SHOP" app=inventory)" '{.status.podIP}')")
+    has_series "$text" weft_tcp_connections_total weft_tcp_open_connections weft_tcp_bytes_total
 }
 
 the_control_plane_tells_its_golden_signals() {

@@ -40,7 +40,7 @@ YAML
 }
 
 a_cron_jobs_job_ends_by_itself() {
-    cron_job nightly demo-client call "http://echo.$IN.svc/users/1" | kubectl apply -f - >/dev/null
+    cron_job nightly demo-client call "http://echo.$IN.svc/users/1" | applied
     kubectl -n "$IN" create job --from=cronjob/nightly nightly-now >/dev/null
     complete "$IN" nightly-now
     is "$(kubectl -n "$IN" logs job/nightly-now -c app)" "200 *URI=spiffe://cluster.local/ns/$IN/sa/default*"
@@ -48,7 +48,7 @@ a_cron_jobs_job_ends_by_itself() {
 }
 
 a_job_that_fails_is_told_apart() {
-    cron_job hopeless demo-client call "http://nobody.$IN.svc/" | kubectl apply -f - >/dev/null
+    cron_job hopeless demo-client call "http://nobody.$IN.svc/" | applied
     kubectl -n "$IN" create job --from=cronjob/hopeless hopeless-now >/dev/null
     kubectl -n "$IN" wait --for=condition=Failed job/hopeless-now --timeout=90s >/dev/null
     pods_of "$IN" hopeless-now

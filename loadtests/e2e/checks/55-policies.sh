@@ -24,7 +24,7 @@ YAML
 
 an_invalid_policy_is_refused_with_what_to_write_instead() {
     local message
-    message=$(deny wrong echo '/users/%7E' | kubectl apply -f - 2>&1 || true)
+    message=$(deny wrong echo '/users/%7E' | applied 2>&1 || true)
     is "$message" '*spec.rules?0?.to?0?.paths?0?*/users/%7E*normal form*Write ?/users/~?*'
     [[ -z $(kubectl -n "$IN" get authorizationpolicies -o name) ]]
     echo "$message"
@@ -34,12 +34,12 @@ a_new_policy_takes_effect_in_running_sidecars_within_seconds() {
     local on off started
     answers '200 *' "$IN" client GET "http://echo.$IN.svc/users/secret" >/dev/null
     started=$(now)
-    deny no-secrets echo '/users/secret' | kubectl apply -f - >/dev/null
+    deny no-secrets echo '/users/secret' | applied
     within 10 answers "403 *AuthorizationPolicy $IN/no-secrets*" "$IN" client GET "http://echo.$IN.svc/users/secret" >/dev/null
     on=$(($(now) - started))
     answers '200 *' "$IN" client GET "http://echo.$IN.svc/users/1" >/dev/null
     started=$(now)
-    deny no-secrets echo '/users/other' | kubectl apply -f - >/dev/null
+    deny no-secrets echo '/users/other' | applied
     within 10 answers '200 *' "$IN" client GET "http://echo.$IN.svc/users/secret" >/dev/null
     off=$(($(now) - started))
     echo "refused $on ms after the policy was made, allowed again $off ms after it was edited, time of the calls included"
@@ -66,7 +66,7 @@ a_policys_status_says_how_many_sidecars_run_it() {
 }
 
 a_policy_for_nothing_says_that_its_target_is_missing() {
-    deny nowhere nobody '/*' | kubectl apply -f - >/dev/null
+    deny nowhere nobody '/*' | applied
     within 30 condition_is 'False *nobody*' "$IN" nowhere ResolvedRefs >/dev/null
     condition "$IN" nowhere ResolvedRefs
     kubectl -n "$IN" delete authorizationpolicy nowhere no-secrets >/dev/null

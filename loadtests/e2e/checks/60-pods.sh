@@ -13,15 +13,14 @@ part_60_pods() {
 
 # All at once: they start while the first are looked at.
 make_pods() {
-    kubectl create namespace weft-e2e-deny >/dev/null
-    kubectl label namespace weft-e2e-deny weft-e2e=true >/dev/null
+    make_namespace weft-e2e-deny
     kubectl annotate namespace weft-e2e-deny weft.dev/inject=enabled weft.dev/default-policy=deny >/dev/null
-    container_more=$(probe readinessProbe 'httpGet: {path: /ready, port: 8080}') app weft-e2e-deny http probed demo-app users
-    container_more=$(probe readinessProbe 'tcpSocket: {port: 8080}') app weft-e2e-deny tcp probed demo-app users
-    container_more=$(probe readinessProbe 'grpc: {port: 8080}') app weft-e2e-deny grpc probed demo-app health
-    container_more=$(probe readinessProbe 'exec: {command: [/weft, --version]}') app weft-e2e-deny exec probed demo-app users
+    container_more=$(probe readinessProbe 'httpGet: {path: /ready, port: 8080}') grace=1 app weft-e2e-deny http probed demo-app users
+    container_more=$(probe readinessProbe 'tcpSocket: {port: 8080}') grace=1 app weft-e2e-deny tcp probed demo-app users
+    container_more=$(probe readinessProbe 'grpc: {port: 8080}') grace=1 app weft-e2e-deny grpc probed demo-app health
+    container_more=$(probe readinessProbe 'exec: {command: [/weft, --version]}') grace=1 app weft-e2e-deny exec probed demo-app users
     make_checker
-    pod_more='hostNetwork: true' app "$IN" on-the-node client demo-client load "http://echo.$IN.svc/users/1" --rate 1
+    pod_more='hostNetwork: true' grace=1 app "$IN" on-the-node client demo-client load "http://echo.$IN.svc/users/1" --rate 1
     pod_metadata=$'annotations:\n  weft.dev/inject: disabled' grace=1 app "$IN" opted-out client demo-app users
 }
 
@@ -33,7 +32,7 @@ probe() { # KIND HANDLER
 make_checker() {
     local password
     password=$(field "$SHOP" secret/postgres '{.data.password}')
-    kubectl apply -f - >/dev/null <<YAML
+    applied <<YAML
 apiVersion: v1
 kind: Secret
 metadata: {name: postgres, namespace: weft-e2e-deny}
@@ -44,11 +43,11 @@ YAML
 env:
 - name: PGPASSWORD
   valueFrom: {secretKeyRef: {name: postgres, key: password}}" \
-        app weft-e2e-deny checker checker demo-app inventory "--postgres=host=postgres.$SHOP.svc user=shop dbname=shop"
+        grace=1 app weft-e2e-deny checker checker demo-app inventory "--postgres=host=postgres.$SHOP.svc user=shop dbname=shop"
 }
 
 let_checker_in() {
-    kubectl apply -f - >/dev/null <<YAML
+    applied <<YAML
 apiVersion: policy.weft.dev/v1alpha1
 kind: AuthorizationPolicy
 metadata: {name: checker-reads, namespace: $SHOP}
@@ -109,7 +108,7 @@ a_template_that_was_injected_offline_is_not_injected_twice() {
     grace=1 app_yaml "$IN" offline client demo-app users >"$scratch/bare.yaml"
     kubectl -n "$SYSTEM" get configmap weft-injector -o 'jsonpath={.data.config\.yaml}' >"$scratch/config.yaml"
     "$weft" inject --config "$scratch/config.yaml" -f "$scratch/bare.yaml" >"$scratch/injected.yaml"
-    kubectl apply -f "$scratch/injected.yaml" >/dev/null
+    applied <"$scratch/injected.yaml"
     ready "$IN" offline >/dev/null
     is "$(containers "$IN" offline)" '*weft-proxy app'
     is "$(containers "$IN" offline)" "$(containers "$IN" client)"

@@ -2,6 +2,9 @@
 # A namespace with Pod Security `restricted`, through the CNI plugin: nothing of a pod may change its network there.
 
 part_70_cni() {
+    make_namespace "$TIGHT"
+    kubectl annotate namespace "$TIGHT" weft.dev/inject=enabled >/dev/null
+    kubectl label namespace "$TIGHT" pod-security.kubernetes.io/enforce=restricted >/dev/null
     promise restricted_refuses_pods_that_need_net_admin
     $with_cni || return 0
     promise the_cni_agent_is_ready_on_every_node

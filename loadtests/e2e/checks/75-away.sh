@@ -18,7 +18,7 @@ take_control_plane_away() {
     message=$(app "$IN" bare client demo-app users 2>&1 || true)
     is "$message" '*weft-injected*injector did not answer*weft.dev/inject: disabled*'
     echo "$message" | tail -n 1 >"$scratch/refusal"
-    message=$(deny some echo '/*' | kubectl apply -f - 2>&1 || true)
+    message=$(deny some echo '/*' | applied 2>&1 || true)
     is "$message" '*failed calling webhook*admission.weft.dev*'
     for where in "$OUT" kube-system; do
         grace=1 app "$where" weft-e2e-free default demo-app users
@@ -44,7 +44,7 @@ bring_control_plane_back() {
     grace=2 app "$IN" again client demo-app users
     ready "$IN" again
     is "$(containers "$IN" again)" '*weft-proxy app'
-    deny no-again echo /users/again | kubectl apply -f -
+    deny no-again echo /users/again | applied
     # Also in sidecars that were there before.
     within 40 answers '403 *' "$IN" client GET "http://echo.$IN.svc/users/again"
     kubectl -n "$IN" delete authorizationpolicy no-again

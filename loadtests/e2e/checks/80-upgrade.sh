@@ -35,7 +35,7 @@ upgrade_to_next() {
 }
 
 old_sidecars_take_policies_and_certificates_from_the_new_control_plane() {
-    deny after-upgrade echo /users/upgraded | kubectl apply -f - >/dev/null
+    deny after-upgrade echo /users/upgraded | applied
     within 40 answers '403 *after-upgrade*' "$IN" client GET "http://echo.$IN.svc/users/upgraded"
     kubectl -n "$IN" delete authorizationpolicy after-upgrade >/dev/null
     "$weft" version || true
