@@ -63,6 +63,10 @@ pub enum Webhook {
     validate,
 }
 
+impl Webhook {
+    const ALL: [Self; 2] = [Self::inject, Self::validate];
+}
+
 /// How a review was answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
 #[allow(non_camel_case_types)]
@@ -77,6 +81,10 @@ pub enum ReviewResult {
     malformed,
     /// It could not be decided; the API server's failure policy does.
     error,
+}
+
+impl ReviewResult {
+    const ALL: [Self; 5] = [Self::allowed, Self::patched, Self::refused, Self::malformed, Self::error];
 }
 
 /// How a write of a status ended.
@@ -190,6 +198,11 @@ impl Metrics {
 
     /// Adds what there is on Kubernetes only: elsewhere a leader that is missing would be a false alarm.
     pub fn register_for_cluster(&self, registry: &mut Registry) {
+        for (webhook, result) in
+            Webhook::ALL.into_iter().flat_map(|webhook| ReviewResult::ALL.map(|one| (webhook, one)))
+        {
+            drop(self.admission_reviews.get_or_create(&ReviewLabels { webhook, result }));
+        }
         for result in StatusResult::ALL {
             drop(self.status_writes.get_or_create(&StatusLabels { result }));
         }
