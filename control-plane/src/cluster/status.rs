@@ -152,11 +152,12 @@ impl Writer {
         due.sort_by(|a, b| a.change.cmp(&b.change).then_with(|| b.judged.generation.cmp(&a.judged.generation)));
         let more = due.len() > WRITES;
         due.truncate(WRITES);
-        let results: Vec<(&Write, Result<StatusResult, String>)> = futures_util::stream::iter(&due)
-            .map(|write| async move { (write, self.write(write).await) })
-            .buffer_unordered(AT_ONCE)
-            .collect()
-            .await;
+        let written = |write: Write| async move {
+            let result = self.write(&write).await;
+            (write, result)
+        };
+        let results: Vec<(Write, Result<StatusResult, String>)> =
+            futures_util::stream::iter(due).map(written).buffer_unordered(AT_ONCE).collect().await;
         for (write, _) in results.iter().filter(|(_, result)| *result == Ok(StatusResult::conflict)) {
             memory.refused.insert(write.key.clone(), (write.judged.clone(), Instant::now()));
         }
