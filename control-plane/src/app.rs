@@ -136,7 +136,7 @@ fn ground_of_host(settings: &Settings, store: &Store, resources: PathBuf) -> any
     let source = DirectorySource::start(resources, settings.denied_identities.clone(), Some(store.last_good_path()))?;
     Ok(Ground {
         authority,
-        attestation: Attestation::JoinTokens(tokens),
+        attestation: Attestation::JoinTokens(Box::new(tokens)),
         model: Model::with(settings.trust_domain.clone(), settings.default_policy, Endpoints::Selectors),
         source: Source::Directory(source),
         place: Place::Host(settings.issuer.clone()),
