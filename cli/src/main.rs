@@ -1,11 +1,13 @@
 //! `weft`: one binary that can run everything, on a laptop, an edge host or a server.
 mod cni;
+mod completion;
 mod crds;
 mod demo;
 mod inject;
 mod kubernetes;
 
-use std::path::PathBuf;
+use std::ffi::{OsStr, OsString};
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
@@ -100,7 +102,15 @@ fn main() -> ExitCode {
     // The lab runs this program again for its own duties, before any thread exists.
     weft_loadtests::lab::init();
     weft_certs::install_crypto_provider();
-    match run(parse().command) {
+    let done = match called_as(std::env::args_os().next()) {
+        CalledAs::Weft => parsed(Cli::command()).and_then(|cli| run(cli.command)),
+        CalledAs::KubectlPlugin => parsed(as_plugin(Cli::command())).and_then(|cli| run(cli.command)),
+        CalledAs::KubectlCompletion => {
+            let words: Vec<String> = std::env::args().skip(1).collect();
+            kubernetes::print(&completion::for_kubectl(&Cli::command(), &words)).map(|()| ExitCode::SUCCESS)
+        }
+    };
+    match done {
         Ok(code) => code,
         Err(error) => {
             eprintln!("weft: {error:#}");
@@ -109,21 +119,32 @@ fn main() -> ExitCode {
     }
 }
 
-/// What `kubectl weft` runs: this program under another name.
-const KUBECTL_PLUGIN: &str = "kubectl-weft";
+/// The name that this program was started under: links to it are plugins of kubectl.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum CalledAs {
+    Weft,
+    /// `kubectl weft …`.
+    KubectlPlugin,
+    /// kubectl asks what may follow.
+    KubectlCompletion,
+}
 
-/// The command line. As a plugin of kubectl it is shown as one types it.
-fn command_line() -> clap::Command {
-    let called = std::env::args_os().next().map(PathBuf::from);
-    let command = Cli::command();
-    match called.as_deref().and_then(std::path::Path::file_stem) {
-        Some(name) if name == KUBECTL_PLUGIN => command.bin_name("kubectl weft").display_name("kubectl weft"),
-        _ => command,
+fn called_as(name: Option<OsString>) -> CalledAs {
+    let name = name.map(PathBuf::from);
+    match name.as_deref().and_then(Path::file_stem).and_then(OsStr::to_str) {
+        Some("kubectl-weft") => CalledAs::KubectlPlugin,
+        Some("kubectl_complete-weft") => CalledAs::KubectlCompletion,
+        _ => CalledAs::Weft,
     }
 }
 
-fn parse() -> Cli {
-    Cli::from_arg_matches(&command_line().get_matches()).unwrap_or_else(|fault| fault.exit())
+/// Shown as one types it.
+fn as_plugin(command: clap::Command) -> clap::Command {
+    command.bin_name("kubectl weft").display_name("kubectl weft")
+}
+
+fn parsed(command: clap::Command) -> anyhow::Result<Cli> {
+    Ok(Cli::from_arg_matches(&command.get_matches())?)
 }
 
 fn run(command: Command) -> anyhow::Result<ExitCode> {
@@ -131,11 +152,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Check(args) => return kubernetes::check::main(&args),
         Command::Get(args) => return kubernetes::get::main(&args),
         Command::Version(args) => return kubernetes::version::main(&args),
-        Command::Completion { shell } => {
-            let mut text = Vec::new();
-            clap_complete::generate(shell, &mut Cli::command(), "weft", &mut text);
-            kubernetes::print(&String::from_utf8_lossy(&text))?;
-        }
+        Command::Completion { shell } => kubernetes::print(&completion::script(shell, Cli::command()))?,
         Command::ControlPlane(args) => weft_control_plane::main(args)?,
         Command::Proxy(proxy) => match *proxy {
             ProxyCommand { command: Some(ProxySubcommand::Init(args)), .. } => {
@@ -156,4 +173,55 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Token(TokenCommand::Create(args)) => println!("{}", weft_control_plane::create_token(&args)?),
     }
     Ok(ExitCode::SUCCESS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_holds_together() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn links_to_the_program_are_plugins_of_kubectl() {
+        for (name, expected) in [
+            ("weft", CalledAs::Weft),
+            ("/usr/local/bin/kubectl-weft", CalledAs::KubectlPlugin),
+            ("kubectl-weft.exe", CalledAs::KubectlPlugin),
+            ("/opt/kubectl_complete-weft", CalledAs::KubectlCompletion),
+            ("", CalledAs::Weft),
+        ] {
+            assert_eq!(called_as(Some(name.into())), expected, "{name}");
+        }
+        assert_eq!(called_as(None), CalledAs::Weft);
+        let help = as_plugin(Cli::command()).try_get_matches_from(["kubectl-weft", "get", "--help"]);
+        let help = help.expect_err("help").to_string();
+        assert!(help.contains("Usage: kubectl weft get"), "{help}");
+    }
+
+    #[test]
+    fn commands_on_a_cluster_take_the_flags_of_kubectl() {
+        for (line, valid) in [
+            ("weft check --pre --strict -o json -n mesh --context a --kubeconfig /x --request-timeout 5", true),
+            ("weft check -o wide", false),
+            ("weft get workloads -A -o wide", true),
+            ("weft get workloads orders-1 -n shop -l app=orders --cluster c --user u", true),
+            ("weft get workloads -A -n shop", false),
+            ("weft get edges --over 10s -o yaml", true),
+            ("weft get edges --over soon", false),
+            ("weft get policies --pod orders-1 -n shop", true),
+            ("weft get policies deploy/orders", true),
+            ("weft get policies readers --pod orders-1", false),
+            ("weft get", false),
+            ("weft version --client -o json", true),
+            ("weft version --as admin --as-group ops", true),
+            ("weft version --as-group ops", false),
+            ("weft completion zsh", true),
+            ("weft completion korn", false),
+        ] {
+            assert_eq!(Cli::try_parse_from(line.split(' ')).is_ok(), valid, "{line}");
+        }
+    }
 }

@@ -156,7 +156,6 @@ const RULES: &[Rule] = &[
             "control-plane/src/source/kubernetes.rs",
             "control-plane/src/source/kubernetes/",
             "control-plane/src/webhook/",
-            "control-plane/tests/kubernetes_webhook.rs",
         ],
         never: &["k8s_openapi", "kube"],
     },

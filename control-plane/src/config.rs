@@ -95,6 +95,10 @@ pub struct ClusterArgs {
     /// On Kubernetes: address of the webhooks that the API server calls.
     #[arg(long, env = "WEFT_WEBHOOK_LISTEN", default_value = "0.0.0.0:4443")]
     pub webhook_listen: String,
+    /// On Kubernetes: PEM file of the roots that the webhooks' callers must have a certificate of; for API servers that are
+    /// told to present one [default: callers need none].
+    #[arg(long, env = "WEFT_WEBHOOK_CLIENT_CA")]
+    pub webhook_client_ca: Option<PathBuf>,
     /// On Kubernetes: YAML file with what the injector puts into pods, watched for changes [default: its defaults].
     #[arg(long, env = "WEFT_INJECTOR_CONFIG")]
     pub injector_config: Option<PathBuf>,
@@ -175,6 +179,8 @@ pub struct ClusterSettings {
     pub issuer_secret: Option<String>,
     /// Address of the webhooks.
     pub webhook_listen: SocketAddr,
+    /// File of the roots of the webhooks' callers.
+    pub webhook_client_ca: Option<PathBuf>,
     /// The injector's settings.
     pub injector_config: Option<PathBuf>,
 }
@@ -320,6 +326,7 @@ fn cluster(args: &Args, faults: &mut Vec<String>) -> Option<ClusterSettings> {
         owner: flags.owner.as_deref().map(|owner| name("--owner", owner)),
         issuer_secret: flags.issuer_secret.as_deref().map(|secret| name("--issuer-secret", secret)),
         webhook_listen: SocketAddr::from(([0, 0, 0, 0], 0)),
+        webhook_client_ca: flags.webhook_client_ca.clone(),
         injector_config: flags.injector_config.clone(),
     };
     if args.issuer_cert.is_some() {

@@ -107,13 +107,15 @@ async fn before(cluster: &Cluster, inventory: &Inventory, namespace: &str) -> Ve
 }
 
 async fn after(cluster: &Cluster, inventory: &Inventory, asked: &str) -> Vec<Group> {
-    let replicas = control_plane::replicas(cluster).await;
+    let (install, replicas) = tokio::join!(install::look(cluster), control_plane::replicas(cluster));
     // Wherever it is installed: the flag decides only where nothing is found.
-    let found = replicas.as_ref().ok().and_then(|replicas| replicas.first());
-    let namespace = found.map_or(asked, |replica| replica.namespace.as_str());
+    let namespace = install.namespace().unwrap_or(asked).to_owned();
+    let namespace = namespace.as_str();
+    if install.is_absent() {
+        return vec![install::judge_after(&install, &replicas, namespace, inventory.now)];
+    }
     let asked_replicas = replicas.as_deref().unwrap_or_default();
-    let (install, knowledge, webhooks, certificates, bundles, policies, other_meshes) = tokio::join!(
-        install::look(cluster),
+    let (knowledge, webhooks, certificates, bundles, policies, other_meshes) = tokio::join!(
         control_plane::knowledge(cluster, asked_replicas),
         webhooks::look(cluster, namespace, &inventory.namespaces),
         certificates::look(cluster, namespace),

@@ -15,6 +15,9 @@ use weft_api::duration;
 /// Objects asked for at a time, so that a large cluster's API server is not made to answer with everything at once.
 const PAGE: u32 = 500;
 
+/// What is said of a kind that the API server does not have.
+pub(super) const NO_SUCH_KIND: &str = "the API server does not have this kind";
+
 /// Which cluster, and as whom: as kubectl has it.
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Cluster")]
@@ -191,7 +194,16 @@ pub(super) fn explain(fault: &kube::Error) -> String {
              again, or give --user"
                 .to_owned()
         }
-        kube::Error::Api(status) => status.message.clone(),
+        // With the message of an object that is not there the two are easily confused.
+        kube::Error::Api(status)
+            if status.code == 404
+                && ["page not found", "could not find the requested resource"]
+                    .iter()
+                    .any(|said| status.message.contains(said)) =>
+        {
+            NO_SUCH_KIND.to_owned()
+        }
+        kube::Error::Api(status) => status.message.trim().to_owned(),
         kube::Error::Auth(fault) => format!("the kubeconfig's way to log in failed: {}", root(fault)),
         kube::Error::ProxyProtocolDisabled { .. } | kube::Error::ProxyProtocolUnsupported { .. } => {
             format!("{fault}; unset HTTPS_PROXY and the kubeconfig's proxy-url, or reach the API server directly")

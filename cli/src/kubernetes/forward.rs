@@ -87,3 +87,47 @@ where
     let text = String::from_utf8_lossy(&body).into_owned();
     if status == StatusCode::OK { Ok(text) } else { Err(format!("it answered {path} with {status}: {}", text.trim())) }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+
+    use http_body_util::Full;
+    use hyper::service::service_fn;
+    use tokio::io::AsyncWriteExt as _;
+
+    use super::*;
+
+    /// What is made of the answer of an admin port that answers with `status` and what it was asked.
+    async fn answered(status: StatusCode) -> Result<String, String> {
+        let (ours, theirs) = tokio::io::duplex(1024);
+        let service = service_fn(move |request: Request<hyper::body::Incoming>| async move {
+            let host = request.headers()[header::HOST].to_str().unwrap_or_default().to_owned();
+            let mut response = http::Response::new(Full::new(Bytes::from(format!("{} {host}", request.uri()))));
+            *response.status_mut() = status;
+            Ok::<_, Infallible>(response)
+        });
+        let server = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(theirs), service);
+        let (answer, served) = tokio::join!(exchange(TokioIo::new(ours), "/workloads"), server);
+        served.expect("a connection that ends well");
+        answer
+    }
+
+    #[tokio::test]
+    async fn the_admin_port_is_asked_under_a_loopback_name() {
+        assert_eq!(answered(StatusCode::OK).await, Ok("/workloads 127.0.0.1:4291".to_owned()));
+        let refused = answered(StatusCode::FORBIDDEN).await.expect_err("no answer");
+        assert_eq!(refused, "it answered /workloads with 403 Forbidden: /workloads 127.0.0.1:4291");
+    }
+
+    #[tokio::test]
+    async fn a_stream_that_ends_or_is_no_http_is_a_fault() {
+        for said in ["", "220 mail.test ESMTP\r\n"] {
+            let (ours, mut theirs) = tokio::io::duplex(1024);
+            theirs.write_all(said.as_bytes()).await.expect("room for it");
+            drop(theirs);
+            let fault = exchange(TokioIo::new(ours), "/metrics").await.expect_err("no answer");
+            assert!(fault.contains("gave no answer"), "{fault}");
+        }
+    }
+}

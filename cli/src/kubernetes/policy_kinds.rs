@@ -10,6 +10,13 @@ pub(super) struct PolicyKind {
     pub(super) plural: &'static str,
 }
 
+impl PolicyKind {
+    /// As kubectl takes it.
+    pub(super) fn name(&self) -> String {
+        format!("{}.{GROUP}", self.plural)
+    }
+}
+
 pub(super) const AUTHORIZATION: PolicyKind =
     PolicyKind { kind: "AuthorizationPolicy", plural: "authorizationpolicies" };
 pub(super) const RATE_LIMIT: PolicyKind = PolicyKind { kind: "RateLimitPolicy", plural: "ratelimitpolicies" };

@@ -1,5 +1,5 @@
 //! Wiring of what there is only on Kubernetes.
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context as _, anyhow};
@@ -39,6 +39,7 @@ pub(super) struct Place {
 /// What the webhooks need.
 struct Webhooks {
     listener: TcpListener,
+    client_roots: Option<certificate::ClientRoots>,
     injector: InjectorConfig,
     /// Where the injector's settings are read again.
     injector_file: Option<PathBuf>,
@@ -73,6 +74,7 @@ pub(super) async fn ground(settings: &Settings, place: &ClusterSettings) -> anyh
     };
     let webhooks = Webhooks {
         listener: bind(place.webhook_listen, "--webhook-listen").await?,
+        client_roots: place.webhook_client_ca.as_deref().map(client_roots).transpose()?,
         injector: match &place.injector_config {
             Some(file) => injection::read_config(file).map_err(|fault| anyhow!("--injector-config: {fault}"))?,
             None => InjectorConfig::default(),
@@ -93,6 +95,11 @@ pub(super) async fn ground(settings: &Settings, place: &ClusterSettings) -> anyh
         )),
         place: super::Place::Cluster(Box::new(Place { cluster, authority: secret, objects, webhooks })),
     })
+}
+
+fn client_roots(file: &Path) -> anyhow::Result<certificate::ClientRoots> {
+    let pem = std::fs::read_to_string(file).with_context(|| format!("--webhook-client-ca: {}", file.display()))?;
+    certificate::client_roots(&pem).with_context(|| format!("--webhook-client-ca: {}", file.display()))
 }
 
 /// What the rest needs of what runs here.
@@ -135,7 +142,7 @@ fn serve_webhooks(
     stop: &CancellationToken,
     tasks: &mut JoinSet<anyhow::Result<()>>,
 ) -> watch::Receiver<Option<String>> {
-    let Webhooks { listener, injector, injector_file } = webhooks;
+    let Webhooks { listener, client_roots, injector, injector_file } = webhooks;
     let (certificate, certificates) = watch::channel(None);
     let (injector, injectors) = watch::channel(Arc::new(injector));
     let (reason, not_ready) = watch::channel(Some("the webhooks are starting".to_owned()));
@@ -143,7 +150,7 @@ fn serve_webhooks(
         tasks.spawn(done(injection::follow_config(file, injector, stop.clone())));
     }
     let names = certificate::names(&cluster.service, &cluster.namespace, None);
-    let wanted = webhook_secret::Wanted { names, client_roots: None };
+    let wanted = webhook_secret::Wanted { names, client_roots };
     let keep = webhook_secret::run(cluster.clone(), wanted, certificate, metrics.clone(), stop.clone());
     tasks.spawn(done(keep));
     tasks.spawn(done(webhooks::run(cluster.client.clone(), certificates.clone(), stop.clone())));

@@ -5,34 +5,25 @@
 //! each of which leaves a state that works: a new root joins the roots while the old one still signs; an hour later or
 //! more a serving certificate is signed by it; with the next serving certificate the old root goes. API servers trust all
 //! the roots that are kept. A pair that does not fit together is never served.
+mod make;
+
 use std::collections::BTreeSet;
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use aws_lc_rs::rand;
-use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose, PublicKeyData as _,
-};
+use make::{BACKDATED, LEAF_LIFETIME, make_leaf, make_root, pem, pem_of};
+use rcgen::{KeyPair, PublicKeyData as _};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::version::{TLS12, TLS13};
 use rustls::{RootCertStore, ServerConfig};
-use time::OffsetDateTime;
 use x509_parser::certificate::X509Certificate;
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::FromDer as _;
 
-const DAY: Duration = Duration::from_secs(24 * 3600);
-/// How long the authority lives.
-const ROOT_LIFETIME: Duration = Duration::from_secs(365 * 24 * 3600);
-/// How long a serving certificate lives.
-const LEAF_LIFETIME: Duration = Duration::from_secs(30 * 24 * 3600);
-/// How far validity begins before issue, for API servers whose clocks are behind.
-const BACKDATED: Duration = Duration::from_secs(3600);
 /// How long a new root is known before it signs: time for every API server to learn of it.
 const SETTLING: Duration = Duration::from_secs(3600);
 /// Roots at one time: more than one rotation needs.
@@ -293,7 +284,7 @@ fn certificates(pem: &str, name: &str) -> Result<Vec<CertificateDer<'static>>, C
 
 fn parsed<'d>(der: &'d CertificateDer<'static>, name: &str) -> Result<X509Certificate<'d>, CertificateError> {
     match X509Certificate::from_der(der) {
-        Ok((rest, certificate)) if rest.is_empty() => Ok(certificate),
+        Ok(([], certificate)) => Ok(certificate),
         _ => Err(CertificateError(format!("{name} holds what is no X.509 certificate"))),
     }
 }
@@ -313,85 +304,12 @@ fn names_of(certificate: &X509Certificate<'_>) -> BTreeSet<String> {
     names.iter().filter_map(text).collect()
 }
 
-fn make_root(now: SystemTime) -> Result<(CertificateDer<'static>, KeyPair), CertificateError> {
-    let key = new_key()?;
-    let mut root = params(Vec::new(), ROOT_LIFETIME, now)?;
-    let serial = root.serial_number.as_ref().map(ToString::to_string).unwrap_or_default();
-    // A name of its own for each root: while two are in use, chains find theirs by name.
-    let name: String = serial.chars().filter(char::is_ascii_hexdigit).take(8).collect();
-    root.distinguished_name.push(DnType::CommonName, format!("Weft webhooks {name}"));
-    root.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
-    root.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-    let root = root.self_signed(&key).map_err(unmade)?;
-    Ok((root.der().clone(), key))
-}
-
-fn make_leaf(
-    root: &CertificateDer<'static>,
-    root_key: &KeyPair,
-    names: &[String],
-    now: SystemTime,
-) -> Result<(String, String), CertificateError> {
-    let key = new_key()?;
-    let mut leaf = params(names.to_vec(), LEAF_LIFETIME, now)?;
-    leaf.distinguished_name.push(DnType::CommonName, "weft-webhooks");
-    leaf.is_ca = IsCa::ExplicitNoCa;
-    leaf.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-    leaf.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
-    leaf.use_authority_key_identifier_extension = true;
-    let issuer = Issuer::from_ca_cert_der(root, root_key).map_err(unmade)?;
-    let leaf = leaf.signed_by(&key, &issuer).map_err(unmade)?;
-    Ok((pem_of(leaf.der()), key.serialize_pem()))
-}
-
-/// What root and serving certificate have in common.
-fn params(names: Vec<String>, lifetime: Duration, now: SystemTime) -> Result<CertificateParams, CertificateError> {
-    let mut params = CertificateParams::new(names).map_err(unmade)?;
-    let mut serial = [0; 16];
-    rand::fill(&mut serial).map_err(|_| CertificateError("no random numbers for a serial number".into()))?;
-    // Positive and not zero (RFC 5280 section 4.1.2.2).
-    serial[0] = serial[0] & 0x7f | 0x40;
-    params.serial_number = Some(serial.to_vec().into());
-    params.distinguished_name = DistinguishedName::new();
-    params.not_before = whole_seconds(now.checked_sub(BACKDATED))?;
-    params.not_after = whole_seconds(now.checked_add(lifetime))?;
-    Ok(params)
-}
-
-fn new_key() -> Result<KeyPair, CertificateError> {
-    KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).map_err(unmade)
-}
-
-fn whole_seconds(time: Option<SystemTime>) -> Result<OffsetDateTime, CertificateError> {
-    let range = SystemTime::UNIX_EPOCH..SystemTime::UNIX_EPOCH + 100 * 365 * DAY;
-    time.filter(|time| range.contains(time))
-        .map(OffsetDateTime::from)
-        .and_then(|time| time.replace_nanosecond(0).ok())
-        .ok_or_else(|| CertificateError("the clock is out of range; set it".into()))
-}
-
-fn unmade(fault: rcgen::Error) -> CertificateError {
-    CertificateError(format!("cannot make a certificate: {fault}"))
-}
-
-fn pem_of(der: &CertificateDer<'static>) -> String {
-    pem("CERTIFICATE", der)
-}
-
-/// RFC 7468.
-fn pem(label: &str, der: &[u8]) -> String {
-    use base64::Engine as _;
-    let body = base64::prelude::BASE64_STANDARD.encode(der);
-    let lines: Vec<&str> =
-        body.as_bytes().chunks(64).map(|line| std::str::from_utf8(line).unwrap_or_default()).collect();
-    format!("-----BEGIN {label}-----\n{}\n-----END {label}-----\n", lines.join("\n"))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     const HOUR: Duration = Duration::from_secs(3600);
+    const DAY: Duration = Duration::from_secs(24 * 3600);
 
     fn wanted() -> Vec<String> {
         names("weft-control-plane", "weft-system", None)

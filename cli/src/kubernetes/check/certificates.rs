@@ -186,7 +186,7 @@ fn webhook(facts: &CertificateFacts, now: i64) -> Finding {
     const CHECK: &str = "webhook";
     let namespace = &facts.namespace;
     let remedy = format!(
-        "the control plane renews it by itself; see why not: kubectl -n {namespace} logs -l weft.dev/component=control-plane"
+        "the control plane makes and renews it by itself; see why not: kubectl -n {namespace} logs -l weft.dev/component=control-plane"
     );
     match &facts.webhook {
         Stored::Unseen(why) => Finding::unseen(CHECK, why),

@@ -1,6 +1,7 @@
 //! What was found: lines with a verdict, in groups, each that is not well with its remedy.
 use serde::Serialize;
 
+use crate::kubernetes::client::NO_SUCH_KIND;
 use crate::kubernetes::output::printable;
 
 /// How it stands.
@@ -43,7 +44,14 @@ impl Finding {
 
     /// It could not be looked at.
     pub(super) fn unseen(check: &'static str, why: &str) -> Self {
-        Self::warning(check, format!("could not be looked at: {why}"), "run this as a user who may see it")
+        let remedy = if why.contains("forbidden") {
+            "run this as a user who may see it (--as, --user, --context)"
+        } else if why.ends_with(NO_SUCH_KIND) {
+            "install or repair Weft; see the group Control plane"
+        } else {
+            "mend what the message names, then check again"
+        };
+        Self::warning(check, format!("could not be looked at: {why}"), remedy)
     }
 }
 

@@ -17,7 +17,8 @@ use crate::kubernetes::policy_kinds;
 const RELEASE: &str = "meta.helm.sh/release-name";
 const RELEASE_NAMESPACE: &str = "meta.helm.sh/release-namespace";
 /// How the chart is installed; the words of the README.
-const HELM_INSTALL: &str = "helm install weft charts/weft --namespace weft-system --create-namespace";
+const HELM_INSTALL: &str =
+    "weft check --pre && helm install weft charts/weft --namespace weft-system --create-namespace";
 
 /// A kind of Weft's.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -171,6 +172,21 @@ pub(super) fn judge_before(facts: &InstallFacts, namespace: &str) -> Group {
 
 fn within(namespace: &str) -> String {
     if namespace.is_empty() { String::new() } else { format!(" in namespace {namespace}") }
+}
+
+impl InstallFacts {
+    /// Whether nothing at all of Weft is there.
+    pub(super) fn is_absent(&self) -> bool {
+        matches!(&self.crds, Ok(crds) if crds.is_empty())
+            && matches!(&self.deployments, Ok(deployments) if deployments.is_empty())
+            && matches!(self.release, Ok(None))
+    }
+
+    /// The namespace of the control plane.
+    pub(super) fn namespace(&self) -> Option<&str> {
+        let deployments = self.deployments.as_deref().unwrap_or_default();
+        deployments.first().map(|deployment| deployment.namespace.as_str())
+    }
 }
 
 /// After installing: whether all of it is there, and runs.

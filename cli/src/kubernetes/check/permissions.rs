@@ -1,4 +1,6 @@
 //! Whether this user may install: one question to the API server for each thing that the chart makes.
+use std::collections::{BTreeMap, BTreeSet};
+
 use futures_util::stream::{self, StreamExt as _};
 use k8s_openapi::api::authorization::v1::{ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec};
 use kube::api::{Api, PostParams};
@@ -19,6 +21,13 @@ struct Kind {
     namespaced: bool,
     /// Only with some values: `--set cni.enabled=true` and the like.
     only_with: Option<&'static str>,
+}
+
+impl Kind {
+    /// As kubectl takes it.
+    fn name(&self) -> String {
+        if self.group.is_empty() { self.resource.to_owned() } else { format!("{}.{}", self.resource, self.group) }
+    }
 }
 
 const fn cluster(group: &'static str, resource: &'static str) -> Kind {
@@ -116,26 +125,33 @@ async fn allowed(
 pub(super) fn judge(facts: &PermissionFacts) -> Group {
     let mut findings: Vec<Finding> = Vec::new();
     let mut allowed = 0;
+    // One line for all that is denied alike.
+    let mut denials: BTreeMap<(Option<&str>, &[&str]), Vec<String>> = BTreeMap::new();
+    let mut unseen: BTreeSet<&String> = BTreeSet::new();
     for Permission { kind, denied } in &facts.kinds {
-        let name =
-            if kind.group.is_empty() { kind.resource.to_owned() } else { format!("{}.{}", kind.resource, kind.group) };
-        let place = if kind.namespaced { format!(" in namespace {}", facts.namespace) } else { String::new() };
-        match (denied, kind.only_with) {
-            (Err(why), _) => findings.push(Finding::unseen("permissions", &format!("{name}: {why}"))),
-            (Ok(denied), _) if denied.is_empty() => allowed += 1,
-            (Ok(denied), None) => findings.push(Finding::failure(
-                "permissions",
-                format!("you may not {} {name}{place}", denied.join(", ")),
-                "install as a user with the ClusterRole cluster-admin: \
-                 kubectl create clusterrolebinding weft-installer --clusterrole=cluster-admin --user=YOU",
-            )),
-            (Ok(denied), Some(values)) => findings.push(Finding::warning(
-                "permissions",
-                format!("you may not {} {name}{place}", denied.join(", ")),
-                format!("needed only with {values}; then install as a user who may"),
-            )),
+        match denied {
+            Err(why) => drop(unseen.insert(why)),
+            Ok(denied) if denied.is_empty() => allowed += 1,
+            Ok(denied) => denials.entry((kind.only_with, denied.as_slice())).or_default().push(kind.name()),
         }
     }
+    for ((only_with, verbs), kinds) in denials {
+        let detail = format!("you may not {} in namespace {}: {}", verbs.join(", "), facts.namespace, kinds.join(", "));
+        findings.push(match only_with {
+            None => Finding::failure(
+                "permissions",
+                detail,
+                "install as a user with the ClusterRole cluster-admin: \
+                 kubectl create clusterrolebinding weft-installer --clusterrole=cluster-admin --user=YOU",
+            ),
+            Some(values) => Finding::warning(
+                "permissions",
+                detail,
+                format!("needed only with {values}; then install as a user who may"),
+            ),
+        });
+    }
+    findings.extend(unseen.into_iter().map(|why| Finding::unseen("permissions", why)));
     if allowed > 0 {
         findings
             .insert(0, Finding::ok("permissions", format!("you may install {allowed} of {} kinds", facts.kinds.len())));
@@ -170,11 +186,11 @@ mod tests {
             (count(Verdict::Ok), count(Verdict::Warning), count(Verdict::Failure))
         };
         assert_eq!(verdicts(&facts(&|_| Ok(vec![]), Ok(true))), (1, 0, 0));
-        assert_eq!(verdicts(&facts(&|_| Ok(vec!["create"]), Ok(false))), (0, 3, 16));
-        assert_eq!(verdicts(&facts(&|_| Err("no answer".into()), Ok(true))), (0, 18, 0));
+        assert_eq!(verdicts(&facts(&|_| Ok(vec!["create"]), Ok(false))), (0, 3, 1));
+        assert_eq!(verdicts(&facts(&|_| Err("no answer".into()), Ok(true))), (0, 1, 0));
         let one =
             facts(&|kind| Ok(if kind.resource == "secrets" { vec!["patch", "delete"] } else { vec![] }), Ok(true));
         let failure = judge(&one).findings.remove(1);
-        assert_eq!(failure.detail, "you may not patch, delete secrets in namespace weft-system");
+        assert_eq!(failure.detail, "you may not patch, delete in namespace weft-system: secrets");
     }
 }

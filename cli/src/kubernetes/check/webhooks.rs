@@ -12,7 +12,7 @@ use super::certificates::{CertificateFacts, Stored};
 use super::dry_run::{self, Injection, WrongPolicy};
 use super::finding::{Finding, Group};
 use crate::kubernetes::certificate::Certificate;
-use crate::kubernetes::client::{Cluster, find, list};
+use crate::kubernetes::client::{Cluster, NO_SUCH_KIND, find, list};
 use crate::kubernetes::names::{ADMISSION, CONTROL_PLANE, INJECTED_POLICY, INJECTOR};
 use crate::kubernetes::objects::NamespaceFacts;
 
@@ -242,7 +242,7 @@ fn judge_wrong_policy(outcome: &WrongPolicy, control_plane: &str) -> Finding {
 fn judge_guard(guard: &Seen<Guard>) -> Finding {
     const CHECK: &str = "guard";
     match guard {
-        Err(why) if why.contains("could not find the requested resource") => Finding::warning(
+        Err(why) if why == NO_SUCH_KIND => Finding::warning(
             CHECK,
             "this Kubernetes has no ValidatingAdmissionPolicy: while the injector is away, pods of annotated namespaces start outside the mesh",
             "upgrade to 1.30 or later, or label the namespaces weft.dev/inject=enabled, which needs no such policy",

@@ -44,7 +44,7 @@ fn the_guard_must_be_there_and_deny() {
         (Ok(Guard::Bound), Well),
         (Ok(Guard::Unbound), Failure),
         (Ok(Guard::Missing), Failure),
-        (Err("the server could not find the requested resource".to_owned()), Warning),
+        (Err(NO_SUCH_KIND.to_owned()), Warning),
         (Err("forbidden".to_owned()), Warning),
     ] {
         assert_eq!(judge_guard(&guard).verdict, verdict, "{guard:?}");

@@ -1,7 +1,8 @@
 //! `weft get edges`: who calls whom, as the sidecars have counted it.
 //!
-//! Both sides of a call count it; it is shown once, as the called side saw it, whose word about the caller's identity rests
-//! on a certificate. Calls that leave the mesh, and those that never arrived, are shown as the calling side saw them.
+//! Both sides of a call count it; it is shown once, as the calling side saw it: under the name that it called, with what
+//! never arrived, and as long as it took. Callers whose sidecars were not asked (they have none, or are elsewhere) are
+//! shown as the called side saw them. Both sides name a caller alike, by its service account, so the two never overlap.
 use std::collections::{BTreeMap, BTreeSet};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -241,11 +242,8 @@ fn edges<'a>(counted: impl Iterator<Item = &'a Counted>, over: Option<Duration>)
             }
         }
     }
-    // mTLS means that the other side has a sidecar, which counts what reaches it: only failures are the caller's alone.
-    outbound.retain(|key, counts| {
-        let arrived = inbound.contains_key(key);
-        !arrived && (counts.mtls == 0.0 || counts.failed > 0.0)
-    });
+    let callers: BTreeSet<End> = outbound.keys().map(|key| key.source.clone()).collect();
+    inbound.retain(|key, _| key.source == folded() || !callers.contains(&key.source));
     let rows = |side: BTreeMap<Key, Counts>, seen_by| {
         side.into_iter().map(move |(key, counts)| edge(key, counts, over, seen_by))
     };
@@ -270,6 +268,11 @@ impl Counts {
         self.durations.merge(&other.durations);
         self.protocols.extend(other.protocols.iter().cloned());
     }
+}
+
+/// Where a sidecar sums what exceeds its number of series: it can be anybody.
+fn folded() -> End {
+    ("other".to_owned(), "other".to_owned())
 }
 
 fn edge(key: Key, counts: Counts, over: Option<Duration>, seen_by: &'static str) -> Edge {

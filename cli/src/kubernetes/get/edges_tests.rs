@@ -24,37 +24,47 @@ fn requests(direction: &str, ends: [&str; 2], status: &str, tls: bool, value: u3
 const ENDS: [&str; 2] = ["shop/orders", "shop/inventory"];
 
 #[test]
-fn an_edge_is_shown_once_as_the_called_side_saw_it() {
-    let caller = requests("outbound", ENDS, "200", true, 90);
-    let called = [
-        requests("inbound", ENDS, "200", true, 90),
-        requests("inbound", ENDS, "403", true, 5),
-        requests("inbound", ENDS, "503", true, 5),
-        line("weft_request_duration_seconds_bucket", "inbound", ENDS, "le=\"0.01\"", 100),
-        line("weft_request_duration_seconds_bucket", "inbound", ENDS, "le=\"+Inf\"", 100),
+fn an_edge_is_shown_once_as_the_calling_side_saw_it() {
+    let caller = [
+        requests("outbound", ENDS, "200", true, 90),
+        requests("outbound", ENDS, "403", true, 5),
+        requests("outbound", ENDS, "503", true, 5),
+        line("weft_request_duration_seconds_bucket", "outbound", ENDS, "le=\"0.01\"", 100),
+        line("weft_request_duration_seconds_bucket", "outbound", ENDS, "le=\"+Inf\"", 100),
+        line("weft_tcp_connections_total", "outbound", ["shop/orders", "outside"], "protocol=\"tcp\",tls=\"false\"", 3),
     ];
-    let counted = [read(&caller), read(&called.concat())];
+    // Three never arrived; and the called side knows itself by the first of its Services.
+    let called = requests("inbound", ["shop/orders", "shop/a-second-name"], "200", true, 97);
+    let counted = [read(&caller.concat()), read(&called)];
     assert_eq!(
         table(&edges(counted.iter(), None)).render(true),
         "\
 SOURCE        DESTINATION      REQUESTS   SUCCESS   REFUSED   STREAMS   RATE   P50     P99     MTLS   PROTOCOLS   FAILED   SEEN BY
-shop/orders   shop/inventory   100        95.00%    5         0         -      5.0ms   9.9ms   yes    http1       5        destination
+shop/orders   outside          0          -         0         3         -      -       -       no     tcp         0        source
+shop/orders   shop/inventory   100        95.00%    5         0         -      5.0ms   9.9ms   yes    http1       5        source
 "
     );
 }
 
 #[test]
-fn what_only_the_caller_can_know_is_shown_as_the_caller_saw_it() {
-    let outside =
-        line("weft_tcp_connections_total", "outbound", ["shop/orders", "outside"], "protocol=\"tcp\",tls=\"false\"", 3);
-    let never_arrived = requests("outbound", ["shop/orders", "shop/users"], "503", true, 4);
-    let arrived_elsewhere = requests("outbound", ["shop/orders", "shop/cart"], "200", true, 4);
-    let all = edges([read(&[outside, never_arrived, arrived_elsewhere].concat())].iter(), None);
-    let seen: Vec<_> = all
-        .iter()
-        .map(|edge| (edge.destination.as_str(), edge.connections, edge.failed, edge.mtls, edge.seen_by))
-        .collect();
-    assert_eq!(seen, [("outside", 3.0, 0.0, Mtls::No, "source"), ("users", 0.0, 4.0, Mtls::Yes, "source")]);
+fn callers_that_could_not_be_asked_are_shown_as_the_called_side_saw_them() {
+    let called = [
+        requests("inbound", ["unknown", "shop/inventory"], "200", false, 1),
+        requests("inbound", ["bank/teller", "shop/inventory"], "200", true, 2),
+        requests("inbound", ["other/other", "other/other"], "200", true, 4),
+        requests("outbound", ["other/other", "other/other"], "200", true, 8),
+    ];
+    let all = edges([read(&called.concat())].iter(), None);
+    let seen: Vec<_> = all.iter().map(|edge| (edge.source.as_str(), edge.requests, edge.mtls, edge.seen_by)).collect();
+    assert_eq!(
+        seen,
+        [
+            ("unknown", 1.0, Mtls::No, "destination"),
+            ("teller", 2.0, Mtls::Yes, "destination"),
+            ("other", 4.0, Mtls::Yes, "destination"),
+            ("other", 8.0, Mtls::Yes, "source"),
+        ]
+    );
 }
 
 #[test]

@@ -133,8 +133,8 @@ pub(in crate::kubernetes) async fn all_policies(
 ) -> Result<Vec<PolicyFacts>, String> {
     let mut all = Vec::new();
     for kind in [&policy_kinds::AUTHORIZATION, &policy_kinds::RATE_LIMIT] {
-        let found: Vec<DynamicObject> =
-            list(&policy_kinds::api(cluster, kind, namespace), ListParams::default()).await?;
+        let found = list(&policy_kinds::api(cluster, kind, namespace), ListParams::default()).await;
+        let found: Vec<DynamicObject> = found.map_err(|fault| format!("{}: {fault}", kind.name()))?;
         for object in found {
             let mut value = serde_json::to_value(&object).map_err(|fault| fault.to_string())?;
             // Items of a list do not repeat it.

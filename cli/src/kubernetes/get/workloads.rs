@@ -88,7 +88,7 @@ pub(super) async fn run(args: &WorkloadArgs) -> anyhow::Result<ExitCode> {
     let pods: Vec<PodFacts> = pods.map_err(anyhow::Error::msg)?.iter().map(PodFacts::of).collect();
     // A cluster without the kind has none of them.
     let objects = objects.unwrap_or_else(|fault| {
-        faults.push(Fault { of: "workloads.policy.weft.dev".to_owned(), fault });
+        faults.push(Fault { of: policy_kinds::WORKLOAD.name(), fault });
         Vec::new()
     });
     let mut items = rows(&pods, &objects, &knowledge);

@@ -105,7 +105,10 @@ pub(super) fn of_service(review: &Review) -> Result<Vec<String>, String> {
             object["metadata"]["annotations"][key] = text.into();
             parse_object(&object, &review.namespace, review.object_name()).map_err(|fault| fault.to_string())?;
             let ports = review.object.pointer("/spec/ports").and_then(Value::as_array).map(Vec::as_slice);
-            let has = |port: &str| ports.unwrap_or_default().iter().any(|has| has["port"].to_string() == port);
+            let has = |port: &str| {
+                let port = port.parse::<u64>().ok();
+                ports.unwrap_or_default().iter().any(|has| has["port"].as_u64() == port)
+            };
             let named = text.split(',').filter_map(|pair| pair.split_once('=')).map(|(port, _)| port.trim());
             warnings.extend(
                 named.filter(|port| !has(port)).map(|port| format!("{key}: the Service has no port {}", short(port))),

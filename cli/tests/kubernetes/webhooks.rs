@@ -1,42 +1,66 @@
-//! The webhooks, their certificate and the trust bundle against a real API server: the one of `KUBECONFIG`. Without it
-//! each test says that it was skipped.
+//! The webhooks, their certificate and the trust bundle: what an API server does with them, and that they can do it with
+//! the rights that the chart gives.
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use anyhow::Result;
 use k8s_openapi::api::admissionregistration::v1::{MutatingWebhookConfiguration, ValidatingWebhookConfiguration};
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Pod, Secret, ServiceAccount};
-use k8s_openapi::api::rbac::v1::ClusterRole;
-use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding, Role, RoleBinding};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::api::{
     Api, ApiResource, DeleteParams, DynamicObject, GroupVersionKind, ObjectMeta, Patch, PatchParams, PostParams,
 };
-use kube::{Client, ResourceExt as _};
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::{Client, Config, ResourceExt as _};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use weft_certs::{CertificateAuthority, TrustBundle, TrustDomain};
-use weft_control_plane::cluster::{Cluster, namespaces, trust_bundle, webhook_secret, webhooks};
+use weft_control_plane::cluster::{Cluster as Replica, namespaces, trust_bundle, webhook_secret, webhooks};
 use weft_control_plane::metrics::Metrics;
-use weft_control_plane::webhook::certificate::{self, Serving};
+use weft_control_plane::webhook::certificate::{self, Serving, Stored};
 use weft_control_plane::webhook::injection;
 use weft_control_plane::webhook::injector::InjectorConfig;
 use weft_control_plane::webhook::server::{self, Hooks};
+use weft_loadtests::lab::testing::Test;
+
+use crate::fixture::Cluster;
 
 /// Long enough for the slowest machine; reached only by a failing test.
 const LONG: Duration = Duration::from_secs(60);
 
-async fn client() -> Option<Client> {
-    if std::env::var_os("KUBECONFIG").is_none() {
-        println!("skipped: KUBECONFIG names no cluster");
-        return None;
-    }
-    weft_certs::install_crypto_provider();
-    Some(Client::try_default().await.expect("KUBECONFIG can be used"))
+pub const TESTS: &[Test] = &[
+    ("an_api_server_asks_the_webhooks_and_does_what_they_say", || with_admin(asks_the_webhooks)),
+    ("replicas_that_start_together_serve_one_certificate", || with_admin(serve_one_certificate)),
+    ("a_renewal_changes_nothing_that_api_servers_trust", || with_admin(renews)),
+    ("a_restart_of_the_api_server_is_survived_and_what_changed_meanwhile_is_repaired", || {
+        with_admin(survives_a_restart)
+    }),
+    ("the_leader_keeps_the_trust_bundle_in_every_namespace", || with_admin(keeps_the_trust_bundle)),
+];
+
+/// Who may do everything.
+struct Admin {
+    cluster: Cluster,
+    client: Client,
+    config: Config,
+}
+
+/// Runs `test` with an API server of its own.
+fn with_admin<F: Future<Output = ()>>(test: impl FnOnce(Admin) -> F) -> Result<()> {
+    let cluster = Cluster::start()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    runtime.block_on(async {
+        let kubeconfig = Kubeconfig::read_from(cluster.api.kubeconfig())?;
+        let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
+        test(Admin { cluster, client: Client::try_from(config.clone())?, config }).await;
+        Ok(())
+    })
 }
 
 /// What `ask` gives once it gives something: what controllers do takes a moment.
@@ -56,13 +80,40 @@ fn object<K: DeserializeOwned>(value: Value) -> K {
     serde_json::from_value(value).expect("an object of this kind")
 }
 
-/// A replica in a namespace of its own, with an owner for what it makes.
-async fn replica(client: &Client, name: &str) -> Cluster {
+/// A replica in a namespace of its own, which may do what these parts need and nothing else; its role owns what it makes.
+async fn replica(admin: &Admin, name: &str) -> Replica {
+    let client = &admin.client;
     let suffix = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).expect("after 1970").subsec_nanos();
     let namespace = format!("{name}-{suffix}");
     namespace_of(client, &namespace, &[]).await;
-    let role: ClusterRole = object(json!({"metadata": {"name": namespace}, "rules": []}));
-    let role = Api::all(client.clone()).create(&PostParams::default(), &role).await.expect("created");
+    let rule = |group: &str, resource: &str, names: &[&str], verbs: &[&str]| json!({"apiGroups": [group], "resources": [resource], "resourceNames": names, "verbs": verbs});
+    let keep = ["get", "list", "watch", "patch"];
+    let webhooks = "admissionregistration.k8s.io";
+    let anywhere: ClusterRole = object(json!({"metadata": {"name": namespace}, "rules": [
+        rule("", "namespaces", &[], &["get", "list", "watch"]),
+        rule("", "configmaps", &[], &["create"]),
+        rule("", "configmaps", &[trust_bundle::CONFIG_MAP], &[&keep[..], &["delete"]].concat()),
+        rule(webhooks, "mutatingwebhookconfigurations", &[webhooks::INJECTOR], &keep),
+        rule(webhooks, "validatingwebhookconfigurations", &[webhooks::ADMISSION], &keep),
+    ]}));
+    let here: Role = object(json!({"metadata": {"name": namespace}, "rules": [
+        rule("", "secrets", &[], &["create"]),
+        rule("", "secrets", &[webhook_secret::SECRET], &["get", "list", "watch", "update"]),
+    ]}));
+    let user = format!("user-of-{namespace}");
+    let bind = |kind: &str| {
+        json!({
+            "metadata": {"name": namespace}, "subjects": [{"kind": "User", "name": user}],
+            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": kind, "name": namespace},
+        })
+    };
+    let create = PostParams::default();
+    let role = Api::all(client.clone()).create(&create, &anywhere).await.expect("created");
+    let binding: ClusterRoleBinding = object(bind("ClusterRole"));
+    Api::all(client.clone()).create(&create, &binding).await.expect("created");
+    let binding: RoleBinding = object(bind("Role"));
+    Api::namespaced(client.clone(), &namespace).create(&create, &here).await.expect("created");
+    Api::namespaced(client.clone(), &namespace).create(&create, &binding).await.expect("created");
     let owner = OwnerReference {
         api_version: "rbac.authorization.k8s.io/v1".into(),
         kind: "ClusterRole".into(),
@@ -70,8 +121,13 @@ async fn replica(client: &Client, name: &str) -> Cluster {
         uid: role.uid().expect("a uid"),
         ..OwnerReference::default()
     };
-    Cluster {
-        client: client.clone(),
+    let mut config = admin.config.clone();
+    config.auth_info.impersonate = Some(user);
+    let client = Client::try_from(config).expect("a client");
+    let namespaces: Api<Namespace> = Api::all(client.clone());
+    until("the role is in force", || async { namespaces.get(&namespace).await.ok() }).await;
+    Replica {
+        client,
         namespace,
         pod: "weft-control-plane-0".into(),
         service: "weft-control-plane".into(),
@@ -98,7 +154,7 @@ struct Webhooks {
     _stop: DropGuard,
 }
 
-async fn start(cluster: &Cluster) -> Webhooks {
+async fn start(cluster: &Replica) -> Webhooks {
     let stop = CancellationToken::new();
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("bound");
     let port = listener.local_addr().expect("an address").port();
@@ -150,32 +206,9 @@ async fn configure(client: &Client, port: u16, selected: &str) {
     Api::all(client.clone()).create(&PostParams::default(), &admission).await.expect("created");
 }
 
-async fn unconfigure(client: &Client) {
-    let gone = DeleteParams::default();
-    let injector: Api<MutatingWebhookConfiguration> = Api::all(client.clone());
-    let _ = injector.delete(webhooks::INJECTOR, &gone).await;
-    let admission: Api<ValidatingWebhookConfiguration> = Api::all(client.clone());
-    let _ = admission.delete(webhooks::ADMISSION, &gone).await;
-}
-
-/// The kind AuthorizationPolicy: as the cluster has it, else one that takes anything.
-async fn policies(client: &Client, namespace: &str) -> Api<DynamicObject> {
-    let definition: CustomResourceDefinition = object(json!({
-        "metadata": {"name": "authorizationpolicies.policy.weft.dev"},
-        "spec": {
-            "group": "policy.weft.dev", "scope": "Namespaced",
-            "names": {"plural": "authorizationpolicies", "singular": "authorizationpolicy", "kind": "AuthorizationPolicy"},
-            "versions": [{"name": "v1alpha1", "served": true, "storage": true, "schema": {"openAPIV3Schema": {
-                "type": "object", "x-kubernetes-preserve-unknown-fields": true,
-            }}}],
-        },
-    }));
-    let _ = Api::all(client.clone()).create(&PostParams::default(), &definition).await;
+fn policies(client: &Client, namespace: &str) -> Api<DynamicObject> {
     let kind = GroupVersionKind::gvk("policy.weft.dev", "v1alpha1", "AuthorizationPolicy");
-    let resource = ApiResource::from_gvk_with_plural(&kind, "authorizationpolicies");
-    let policies = Api::namespaced_with(client.clone(), namespace, &resource);
-    until("the API server knows the kind", || async { policies.list(&Default::default()).await.ok() }).await;
-    policies
+    Api::namespaced_with(client.clone(), namespace, &ApiResource::from_gvk_with_plural(&kind, "authorizationpolicies"))
 }
 
 fn policy(name: &str, spec: Value) -> DynamicObject {
@@ -192,11 +225,9 @@ fn pod(name: &str, spec: Value) -> Pod {
     object(pod)
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn an_api_server_asks_the_webhooks_and_does_what_they_say() {
-    let Some(client) = client().await else { return };
-    unconfigure(&client).await;
-    let cluster = replica(&client, "weft-webhooks").await;
+async fn asks_the_webhooks(admin: Admin) {
+    let client = admin.client.clone();
+    let cluster = replica(&admin, "weft-webhooks").await;
     let mut webhooks = start(&cluster).await;
     let shop = format!("shop-of-{}", cluster.namespace);
     namespace_of(&client, &shop, &[("weft.dev/inject", "enabled")]).await;
@@ -204,26 +235,27 @@ async fn an_api_server_asks_the_webhooks_and_does_what_they_say() {
     let ready = webhooks.not_ready.wait_for(Option::is_none);
     tokio::time::timeout(LONG, ready).await.expect("in time").expect("it serves");
 
-    let policies = policies(&client, &shop).await;
+    let policies = policies(&client, &shop);
     let create = PostParams::default();
     let dry = PostParams { dry_run: true, ..PostParams::default() };
 
     // Refused by the engine, once API servers trust the webhook: then never by anything else.
-    let bad = policy("bad", json!({"action": "allow"}));
+    let bad = policy("bad", json!({"action": "Allow", "rules": [{"to": [{"pathss": ["/a"]}]}]}));
     let message = until("a bad policy is refused by the webhook", || async {
         let fault = policies.create(&dry, &bad).await.err()?.to_string();
         fault.contains("admission webhook \"admission.weft.dev\" denied the request").then_some(fault)
     });
     let message = message.await;
-    let expected = format!("AuthorizationPolicy {shop}/bad: `spec.action` is `allow`");
-    assert!(message.contains(&expected) && message.contains("Write `Allow` or `Deny`."), "{message}");
+    let expected =
+        format!("AuthorizationPolicy {shop}/bad: `pathss` in `spec.rules[0].to[0]` is not a field. Write `paths`.");
+    assert!(message.contains(&expected), "{message}");
     let good = json!({"action": "Allow", "targetRefs": [{"kind": "Service", "name": "inventory"}], "rules": [{}]});
     policies.create(&create, &policy("good", good.clone())).await.expect("allowed");
     let fault = policies
-        .patch("good", &PatchParams::default(), &Patch::Merge(json!({"spec": {"action": "permit"}})))
+        .patch("good", &PatchParams::default(), &Patch::Merge(json!({"spec": {"mod": "Shadow"}})))
         .await
         .expect_err("a fault is added");
-    assert!(fault.to_string().contains("`spec.action` is `permit`"), "{fault}");
+    assert!(fault.to_string().contains("Write `mode`"), "{fault}");
     assert_eq!(warnings(&client, &policies, "unknown", "stock").await, 1, "there is no Service stock");
     assert_eq!(warnings(&client, &policies, "known", "inventory").await, 0);
 
@@ -279,10 +311,9 @@ async fn an_api_server_asks_the_webhooks_and_does_what_they_say() {
     drop(tokio::time::timeout(LONG, changed).await.expect("in time").expect("made anew"));
     until("the API server trusts the new roots", || async {
         let fault = policies.create(&dry, &bad).await.err()?.to_string();
-        fault.contains("`spec.action` is `allow`").then_some(())
+        fault.contains("`pathss`").then_some(())
     })
     .await;
-    unconfigure(&client).await;
 }
 
 /// How many warnings a policy for `service` gets.
@@ -302,10 +333,9 @@ async fn warnings(client: &Client, policies: &Api<DynamicObject>, name: &str, se
     warnings.len()
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn replicas_that_start_together_serve_one_certificate_and_make_it_anew_when_it_is_deleted() {
-    let Some(client) = client().await else { return };
-    let cluster = replica(&client, "weft-secret").await;
+async fn serve_one_certificate(admin: Admin) {
+    let client = admin.client.clone();
+    let cluster = replica(&admin, "weft-secret").await;
     let mut replicas = Vec::new();
     for _ in 0..5 {
         replicas.push(start(&cluster).await);
@@ -340,10 +370,57 @@ async fn replicas_that_start_together_serve_one_certificate_and_make_it_anew_whe
     );
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn the_leader_keeps_the_trust_bundle_in_every_namespace() {
-    let Some(client) = client().await else { return };
-    let cluster = replica(&client, "weft-bundle").await;
+async fn renews(admin: Admin) {
+    let client = admin.client.clone();
+    // Made so long ago that the serving certificate is due, has expired, or the root is due too.
+    for (days, roots) in [(25, 1), (31, 1), (250, 2)] {
+        let cluster = replica(&admin, "weft-renewal").await;
+        let names = certificate::names(&cluster.service, &cluster.namespace, None);
+        let old = Stored::make(&names, SystemTime::now() - Duration::from_secs(days * 24 * 3600)).expect("made");
+        let secret: Secret = object(json!({
+            "metadata": {"name": webhook_secret::SECRET}, "type": "kubernetes.io/tls",
+            "stringData": {"ca.crt": old.roots, "ca.key": old.root_key, "tls.crt": old.certificate, "tls.key": old.key},
+        }));
+        let secrets: Api<Secret> = Api::namespaced(client.clone(), &cluster.namespace);
+        secrets.create(&PostParams::default(), &secret).await.expect("created");
+        let replicas = [start(&cluster).await, start(&cluster).await];
+        let fresh = SystemTime::now() + Duration::from_secs(29 * 24 * 3600);
+        for replica in replicas {
+            let mut certificates = replica.certificates.clone();
+            let served = certificates.wait_for(|serving| {
+                serving.as_ref().is_some_and(|serving| {
+                    serving.not_after > fresh && serving.bundle.matches("BEGIN CERTIFICATE").count() == roots
+                })
+            });
+            let served = tokio::time::timeout(LONG, served).await.expect("in time").expect("served");
+            let bundle = &served.as_ref().expect("there").bundle;
+            assert!(bundle.ends_with(&old.roots), "after {days} days the old root is trusted yet");
+        }
+    }
+}
+
+async fn survives_a_restart(mut admin: Admin) {
+    let cluster = replica(&admin, "weft-restart").await;
+    let mut webhooks = start(&cluster).await;
+    let certificates = &mut webhooks.certificates;
+    let first = certificates.wait_for(Option::is_some).await.expect("it runs").as_ref().expect("there").bundle.clone();
+    let secrets: Api<Secret> = Api::namespaced(admin.client.clone(), &cluster.namespace);
+    tokio::task::block_in_place(|| {
+        admin.cluster.api.stop_api_server();
+        admin.cluster.api.start_api_server().expect("started");
+    });
+    assert!(webhooks.not_ready.borrow().is_none(), "it goes on serving");
+    until("the Secret is deleted", || async {
+        secrets.delete(webhook_secret::SECRET, &DeleteParams::default()).await.ok()
+    })
+    .await;
+    let made = certificates.wait_for(|serving| serving.as_ref().is_some_and(|serving| serving.bundle != first));
+    drop(tokio::time::timeout(LONG, made).await.expect("in time").expect("made anew"));
+}
+
+async fn keeps_the_trust_bundle(admin: Admin) {
+    let client = admin.client.clone();
+    let cluster = replica(&admin, "weft-bundle").await;
     let domain = TrustDomain::parse("cluster.local").expect("valid");
     let bundle = || -> Arc<TrustBundle> {
         let authority = CertificateAuthority::self_signed(&domain, Duration::from_secs(3600), SystemTime::now());
