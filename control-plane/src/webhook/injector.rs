@@ -127,6 +127,7 @@ fn asked(
     }
     let checks = probes::rewrite(&mut pod, &BTreeMap::new(), &settings.skip_inbound_ports, secret)?;
     let proxy = containers::proxy(config, &settings, &checks, pod.grace_seconds())?;
+    pod.delay_termination(config.termination_delay_seconds()?);
     let redirect = containers::redirect(config, &settings);
     let init_containers = pod.items_mut(INIT_CONTAINERS);
     if config.native_sidecar {
