@@ -227,7 +227,7 @@ fn limits_effect(limits: &[Limit]) -> String {
 }
 
 fn millis(millis: u64) -> String {
-    if millis % 1_000 == 0 { format!("{}s", millis / 1_000) } else { format!("{millis}ms") }
+    if millis.is_multiple_of(1_000) { format!("{}s", millis / 1_000) } else { format!("{millis}ms") }
 }
 
 fn limit_json(limit: &Limit) -> Value {
