@@ -1,6 +1,9 @@
 //! `weft`: one binary that can run everything, on a laptop, an edge host or a server.
+mod cni;
 mod completion;
+mod crds;
 mod demo;
+mod inject;
 mod kubernetes;
 
 use std::ffi::{OsStr, OsString};
@@ -47,6 +50,11 @@ enum Command {
     /// The control plane's audit log.
     #[command(subcommand)]
     Audit(AuditCommand),
+    Crds(crds::CrdsArgs),
+    /// Install the CNI plugin on this node, keep it there and answer its questions.
+    CniAgent(cni::AgentArgs),
+    /// Put sidecars into the pod templates of YAML files, as the webhook would into their pods.
+    Inject(inject::InjectArgs),
     /// Build a whole mesh on this machine, without root, put it under load and watch it keep its promises.
     Demo(demo::DemoArgs),
     /// Run an application of the demo.
@@ -66,6 +74,8 @@ struct ProxyCommand {
 enum ProxySubcommand {
     /// Write (or remove) the rules that redirect this network namespace's connections to the sidecar.
     Init(redirect::InitArgs),
+    /// Prove that this network namespace's connections are redirected, before the sidecar starts.
+    Validate(redirect::ValidateArgs),
 }
 
 #[derive(Subcommand)]
@@ -85,6 +95,10 @@ enum AuditCommand {
 }
 
 fn main() -> ExitCode {
+    // By this name a container runtime calls it, one thread and no flags.
+    if cni::is_plugin() {
+        return cni::plugin();
+    }
     // The lab runs this program again for its own duties, before any thread exists.
     weft_loadtests::lab::init();
     weft_certs::install_crypto_provider();
@@ -144,9 +158,15 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             ProxyCommand { command: Some(ProxySubcommand::Init(args)), .. } => {
                 println!("{}", redirect::run_init(&args)?)
             }
+            ProxyCommand { command: Some(ProxySubcommand::Validate(args)), .. } => {
+                println!("{}", redirect::run_validate(&args)?)
+            }
             ProxyCommand { proxy: Some(args), .. } => weft_proxy::app::run(Settings::resolve(args)?)?,
             ProxyCommand { .. } => anyhow::bail!("nothing to run: see `weft proxy --help`"),
         },
+        Command::Crds(args) => crds::main(&args)?,
+        Command::CniAgent(args) => cni::agent(args)?,
+        Command::Inject(args) => return inject::main(&args),
         Command::Demo(args) => return demo::main(&args),
         Command::DemoApp(args) => demo::apps::main(&args)?,
         Command::Audit(AuditCommand::Verify { state }) => println!("{}", weft_control_plane::verify_audit(&state)?),

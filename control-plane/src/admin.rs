@@ -5,7 +5,7 @@
 use std::convert::Infallible;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use axum::Router;
 use axum::extract::{Request, State};
@@ -17,12 +17,14 @@ use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use tower::Service as _;
 
 use crate::metrics;
 use crate::publish::Publisher;
+use crate::replicas::ask::Replicas;
+use crate::replicas::count;
 
 /// Time for a request's headers, and for the next request of a kept connection.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(2);
@@ -34,6 +36,10 @@ const CONNECTIONS: usize = 128;
 pub struct Admin {
     /// The mesh as it is published.
     pub publisher: Arc<Publisher>,
+    /// The other replicas, where there may be some.
+    pub replicas: Option<Replicas>,
+    /// Why the webhooks do not answer, where there are some.
+    pub webhooks: Option<watch::Receiver<Option<String>>>,
     /// What is counted.
     pub registry: Arc<Registry>,
 }
@@ -90,7 +96,8 @@ fn router(admin: Admin) -> Router {
 }
 
 async fn ready(State(admin): State<Admin>) -> Response {
-    match admin.publisher.not_ready() {
+    let webhooks = || admin.webhooks.as_ref().and_then(|webhooks| webhooks.borrow().clone());
+    match admin.publisher.not_ready().or_else(webhooks) {
         None => "ready\n".into_response(),
         Some(reason) => (StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {reason}\n")).into_response(),
     }
@@ -102,7 +109,11 @@ async fn show_metrics(State(admin): State<Admin>) -> Response {
 }
 
 async fn workloads(State(admin): State<Admin>) -> Response {
-    Json(admin.publisher.status()).into_response()
+    let own = admin.publisher.status();
+    let Some(replicas) = admin.replicas else { return Json(own).into_response() };
+    let others = replicas.reports().await.reports;
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    Json(count::merged(own, &others, now)).into_response()
 }
 
 async fn config_errors(State(admin): State<Admin>) -> Response {

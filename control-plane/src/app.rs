@@ -1,6 +1,6 @@
 //! Wiring only: opens the state, starts source, publisher, certificate authority and servers, and stops them again.
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -14,20 +14,27 @@ use tonic::transport::Server;
 use weft_api::wire;
 use weft_api::wire::proto::certificate_authority_server::CertificateAuthorityServer;
 use weft_api::wire::proto::discovery_server::DiscoveryServer;
+use weft_api::wire::proto::replicas_server::ReplicasServer;
 use weft_certs::{CertificateAuthority, TrustBundle};
 
 use crate::admin::{self, Admin};
 use crate::audit::{self, Audit, AuditError, Entry};
+use crate::ca::caller::Attestation;
 use crate::ca::sign::{Lifetimes, SignService};
 use crate::ca::store::{self, Store};
 use crate::ca::{own, reload};
-use crate::config::{Args, LogFormat, Settings, TokenCreateArgs, control_plane_id};
+use crate::cluster::events::Events;
+use crate::config::{Args, IssuerFiles, LogFormat, Settings, SourceSettings, TokenCreateArgs, control_plane_id};
 use crate::listener;
 use crate::metrics::Metrics;
-use crate::model::Model;
+use crate::model::{Endpoints, Model};
 use crate::publish::Publisher;
+use crate::replicas::ReplicasService;
 use crate::server::DiscoveryService;
+use crate::source::Source;
 use crate::source::directory::DirectorySource;
+
+mod kubernetes;
 
 /// A connection that is silent for so long is asked whether it is alive,
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
@@ -41,7 +48,7 @@ const CONNECTIONS: u64 = 10_000;
 const SPARE_FILES: u64 = 128;
 /// How long starting waits for the resources.
 const FIRST_READ_TIMEOUT: Duration = Duration::from_secs(5);
-const READER_FAILED: &str = "the reader of the resources directory failed";
+const READER_FAILED: &str = "the reader of the resources failed";
 /// How long a stopping control plane waits for what is under way.
 const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 /// Before this time is left to the signing certificate, each start warns.
@@ -108,6 +115,34 @@ pub fn verify_audit(state: &Path) -> anyhow::Result<String> {
     Ok(format!("lines {from} to {} are whole; the last hash is {}", last.number, last.hash))
 }
 
+/// What differs between a host and Kubernetes.
+struct Ground {
+    authority: CertificateAuthority,
+    attestation: Attestation,
+    model: Model,
+    source: Source,
+    place: Place,
+}
+
+/// Where the signing certificate is kept, and what else there is.
+enum Place {
+    Host(Option<IssuerFiles>),
+    Cluster(Box<kubernetes::Place>),
+}
+
+fn ground_of_host(settings: &Settings, store: &Store, resources: PathBuf) -> anyhow::Result<Ground> {
+    let tokens = store.token_key(&settings.trust_domain)?;
+    let authority = load_authority(settings, store)?;
+    let source = DirectorySource::start(resources, settings.denied_identities.clone(), Some(store.last_good_path()))?;
+    Ok(Ground {
+        authority,
+        attestation: Attestation::JoinTokens(tokens),
+        model: Model::with(settings.trust_domain.clone(), settings.default_policy, Endpoints::Selectors),
+        source: Source::Directory(source),
+        place: Place::Host(settings.issuer.clone()),
+    })
+}
+
 /// Starts a control plane. It runs until [`Running::stop`] or until it is dropped.
 ///
 /// # Errors
@@ -116,41 +151,65 @@ pub async fn start(settings: Settings) -> anyhow::Result<Running> {
     let metrics = Metrics::default();
     let (stop, mut tasks) = (CancellationToken::new(), JoinSet::new());
     let store = Store::open_or_create(&settings.state)?;
-    let tokens = store.token_key(&settings.trust_domain)?;
-    let authority = load_authority(&settings, &store)?;
     let audit = open_audit(&store, &metrics).await?;
     audit.record(&Entry::Started { trust_domain: settings.trust_domain.as_str() });
     let listener = bind(settings.listen, "--listen").await?;
     let admin_listener = bind(settings.admin_listen, "--admin-listen").await?;
     let running = (listener.local_addr()?, admin_listener.local_addr()?);
+    let Ground { authority, attestation, model, mut source, place } = match &settings.source {
+        SourceSettings::Directory(resources) => ground_of_host(&settings, &store, resources.clone())?,
+        SourceSettings::Kubernetes(cluster) => kubernetes::ground(&settings, cluster).await?,
+    };
 
     let now = SystemTime::now();
     let id = control_plane_id(&settings.trust_domain);
-    let (tls, _) = own::server_config(&authority, &id, settings.certificate_lifetime, now)?;
+    let svid = own::issue(&authority, &id, settings.certificate_lifetime, now)?;
     let (bundle, bundles) = watch::channel(Arc::new(authority.trust_bundle()));
     announce(&authority, &store, &metrics);
-    let last_good = store.last_good_path();
     let (authority, authorities) = watch::channel(Arc::new(authority));
-    let (tls, tls_configs) = watch::channel(tls);
-    let renewal = own::renew(authorities.clone(), id, settings.certificate_lifetime, tls, stop.clone());
+    let (tls, tls_configs) = watch::channel(own::server_config(&svid));
+    let (svid, svids) = watch::channel(svid);
+    let renewal = own::renew(authorities.clone(), settings.certificate_lifetime, svid, tls, stop.clone());
     tasks.spawn(done(renewal));
     tasks.spawn(done(follow_authority(authorities.clone(), bundle, store, metrics.clone(), stop.clone())));
-    if let Some(files) = settings.issuer {
-        tasks.spawn(done(reload::follow(files, settings.trust_domain.clone(), authority, stop.clone())));
-    }
 
-    let publisher =
-        Arc::new(Publisher::new(Model::new(settings.trust_domain.clone()), Arc::clone(&audit), metrics.clone(), now));
-    let mut source = DirectorySource::start(settings.resources, settings.denied_identities, Some(last_good))?;
-    // So that who comes first is not sent away; a file system that hangs is no reason not to issue certificates.
+    let publisher = Arc::new(Publisher::new(model, Arc::clone(&audit), metrics.clone(), now));
+    // So that who comes first is not sent away; a source that hangs is no reason not to issue certificates.
     if let Ok(first) = tokio::time::timeout(FIRST_READ_TIMEOUT, source.next()).await {
         publisher.apply(first.context(READER_FAILED)?);
     }
     tasks.spawn(follow_source(source, Arc::clone(&publisher), stop.clone()));
+    let (mut events, mut replicas, mut webhooks) = (Events::nowhere(), None, None);
+    match place {
+        Place::Host(None) => {}
+        Place::Host(Some(files)) => {
+            tasks.spawn(done(reload::follow(files, settings.trust_domain.clone(), authority, stop.clone())));
+        }
+        Place::Cluster(place) => {
+            let shared = kubernetes::Shared {
+                authority,
+                publisher: Arc::clone(&publisher),
+                svid: svids,
+                bundle: bundles.clone(),
+                metrics: metrics.clone(),
+                stop: stop.clone(),
+            };
+            let started = kubernetes::start(*place, shared, &mut tasks);
+            (events, replicas, webhooks) = (started.events, Some(started.replicas), Some(started.not_ready));
+        }
+    }
 
     let lifetimes = Lifetimes { shortest: settings.shortest_lifetime, longest: settings.certificate_lifetime };
-    let sign =
-        SignService::new(authorities, tokens, lifetimes, Arc::clone(&publisher), Arc::clone(&audit), metrics.clone());
+    let sign = SignService::new(
+        authorities,
+        attestation,
+        lifetimes,
+        Arc::clone(&publisher),
+        Arc::clone(&audit),
+        events,
+        metrics.clone(),
+    );
+    let replicas_service = ReplicasService { publisher: Arc::clone(&publisher), id };
     let discovery = DiscoveryService {
         publisher: Arc::clone(&publisher),
         bundle: bundles,
@@ -169,10 +228,11 @@ pub async fn start(settings: Settings) -> anyhow::Result<Running> {
                 .max_decoding_message_size(wire::MAX_REQUEST_BYTES)
                 .max_encoding_message_size(wire::MAX_UPDATE_BYTES),
         )
+        .add_service(ReplicasServer::new(replicas_service).max_decoding_message_size(wire::MAX_REQUEST_BYTES))
         .serve_with_incoming_shutdown(connections, stop.clone().cancelled_owned());
     tasks.spawn(async move { server.await.context("the gRPC server failed") });
 
-    let admin = Admin { publisher, registry: Arc::new(metrics.registry()) };
+    let admin = Admin { publisher, replicas, webhooks, registry: Arc::new(metrics.registry()) };
     tasks.spawn(done(admin::serve(admin_listener, admin, stop.clone())));
     let (address, admin_address) = running;
     tracing::info!(%address, admin = %admin_address, trust_domain = %settings.trust_domain, "control plane started");
@@ -268,11 +328,7 @@ async fn follow_authority(
     }
 }
 
-async fn follow_source(
-    mut source: DirectorySource,
-    publisher: Arc<Publisher>,
-    stop: CancellationToken,
-) -> anyhow::Result<()> {
+async fn follow_source(mut source: Source, publisher: Arc<Publisher>, stop: CancellationToken) -> anyhow::Result<()> {
     while let Some(batch) = stop.run_until_cancelled(source.next()).await {
         publisher.apply(batch.context(READER_FAILED)?);
     }

@@ -6,54 +6,76 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use weft_api::policy::{AppliedPolicy, PolicySet};
-use weft_api::resource::{NamespacedName, RateLimit, Service, ServicePort, Subject, TargetPort, Workload};
+use weft_api::policy::PolicySet;
+use weft_api::resource::{
+    NamespacedName, RateLimit, Service, ServicePort, SliceEndpoint, Subject, TargetPort, Workload,
+};
 use weft_api::workload::{self, Endpoint, Inbound, MeshedWorkload, ProtocolHint, WorkloadConfig};
 use weft_certs::SpiffeId;
 
-use crate::model::Model;
+use crate::model::{Endpoints, Model};
 
 /// What is the same for every workload.
 #[derive(Clone, Debug, Default)]
 pub struct Shared {
-    services: BTreeMap<NamespacedName, Arc<workload::Service>>,
-    meshed_workloads: Arc<Vec<MeshedWorkload>>,
+    services: Arc<BTreeMap<NamespacedName, Arc<workload::Service>>>,
+    meshed_workloads: Arc<BTreeMap<NamespacedName, Arc<MeshedWorkload>>>,
     denied_identities: Arc<Vec<SpiffeId>>,
 }
 
 impl Shared {
     /// Whether both hold the very same values.
     pub fn is(&self, other: &Self) -> bool {
-        self.services.len() == other.services.len()
-            && self
-                .services
-                .iter()
-                .zip(&other.services)
-                .all(|((name, a), (other, b))| name == other && Arc::ptr_eq(a, b))
+        Arc::ptr_eq(&self.services, &other.services)
             && Arc::ptr_eq(&self.meshed_workloads, &other.meshed_workloads)
             && Arc::ptr_eq(&self.denied_identities, &other.denied_identities)
     }
 }
 
-/// Compiles what is shared, anew for the `changed` namespaces.
+/// Compiles what is shared, anew for the `changed` namespaces; what is as it was stays the very same value.
 pub fn shared(model: &Model, previous: &Shared, changed: &BTreeSet<String>) -> Shared {
-    let mut services = previous.services.clone();
-    services.retain(|name, _| !changed.contains(&name.namespace));
-    for namespace in changed {
+    let services = changed.iter().flat_map(|namespace| {
         let workloads = ByLabel::new(model.workloads(namespace));
-        for service in model.services(namespace) {
-            let compiled = compile_service(model, service, &workloads);
-            let unchanged = previous.services.get(&service.name).filter(|old| ***old == compiled);
-            let compiled = unchanged.map_or_else(|| Arc::new(compiled), Arc::clone);
-            services.insert(service.name.clone(), compiled);
-        }
-    }
+        model.services(namespace).map(move |service| compile_service(model, service, &workloads))
+    });
+    let meshed = changed.iter().flat_map(|namespace| {
+        let services = BySelector::new(model.services(namespace));
+        model.workloads(namespace).filter_map(move |workload| meshed_workload(model, &services, workload))
+    });
     let denied = model.denied().cloned().collect();
     Shared {
-        services,
-        meshed_workloads: meshed_workloads(model, &previous.meshed_workloads, changed),
+        services: renewed(&previous.services, changed, services.map(|service| (service.name.clone(), service))),
+        meshed_workloads: renewed(
+            &previous.meshed_workloads,
+            changed,
+            meshed.map(|meshed| (meshed.name.clone(), meshed)),
+        ),
         denied_identities: unless_same(&previous.denied_identities, denied),
     }
+}
+
+/// `previous` with what it holds of the `changed` namespaces replaced by `anew`.
+fn renewed<T: PartialEq>(
+    previous: &Arc<BTreeMap<NamespacedName, Arc<T>>>,
+    changed: &BTreeSet<String>,
+    anew: impl Iterator<Item = (NamespacedName, T)>,
+) -> Arc<BTreeMap<NamespacedName, Arc<T>>> {
+    let anew: BTreeMap<NamespacedName, T> = anew.collect();
+    let of_changed = |name: &NamespacedName| changed.contains(&name.namespace);
+    let before = previous.iter().filter(|(name, _)| of_changed(name));
+    if before.map(|(name, value)| (name, &**value)).eq(&anew) {
+        return Arc::clone(previous);
+    }
+    let mut all: BTreeMap<_, _> = previous
+        .iter()
+        .filter(|(name, _)| !of_changed(name))
+        .map(|(name, value)| (name.clone(), Arc::clone(value)))
+        .collect();
+    all.extend(anew.into_iter().map(|(name, value)| {
+        let unchanged = previous.get(&name).filter(|old| ***old == value).map(Arc::clone);
+        (name, unchanged.unwrap_or_else(|| Arc::new(value)))
+    }));
+    Arc::new(all)
 }
 
 /// All that the workload called `name` is told. `None`: there is no such workload.
@@ -68,8 +90,8 @@ pub fn workload(model: &Model, shared: &Shared, name: &NamespacedName) -> Option
 }
 
 /// The services that `workload` is told of: all. This is the place to narrow them to those that it may call or has called.
-fn reachable(shared: &Shared, _workload: &Workload) -> BTreeMap<NamespacedName, Arc<workload::Service>> {
-    shared.services.clone()
+fn reachable(shared: &Shared, _workload: &Workload) -> Arc<BTreeMap<NamespacedName, Arc<workload::Service>>> {
+    Arc::clone(&shared.services)
 }
 
 /// What the sidecar of the workload called `name` enforces for it. `None`: there is no such workload.
@@ -84,7 +106,7 @@ pub fn inbound(model: &Model, shared: &Shared, name: &NamespacedName) -> Option<
         service_account: workload.service_account.clone(),
         policy: Arc::new(policy_set(model, shared, subject)),
         rate_limits: Arc::new(rate_limits(model, subject)),
-        ports: port_hints(model, workload),
+        ports: port_hints(model.services_of(workload), workload),
         services,
     })
 }
@@ -92,9 +114,10 @@ pub fn inbound(model: &Model, shared: &Shared, name: &NamespacedName) -> Option<
 /// The policies of `namespace` that apply to no workload, as `AuthorizationPolicy shop/callers`: a misspelt target guards
 /// nothing, and nothing else shows it.
 pub fn idle_policies(model: &Model, namespace: &str) -> Vec<String> {
+    let services = BySelector::new(model.services(namespace));
     let workloads: Vec<(&Workload, Vec<NamespacedName>)> = model
         .workloads(namespace)
-        .map(|workload| (workload, model.services_of(workload).map(|service| service.name.clone()).collect()))
+        .map(|workload| (workload, services.before(workload).map(|service| service.name.clone()).collect()))
         .collect();
     let idle = |applies: &dyn Fn(Subject<'_>) -> bool| {
         !workloads.iter().any(|(workload, services)| applies(Subject { namespace, labels: &workload.labels, services }))
@@ -110,40 +133,22 @@ pub fn idle_policies(model: &Model, namespace: &str) -> Vec<String> {
     authorization.chain(rate_limit).collect()
 }
 
-/// Who is meshed, by name: anew for the `changed` namespaces, the rest as it was.
-fn meshed_workloads(
-    model: &Model,
-    previous: &Arc<Vec<MeshedWorkload>>,
-    changed: &BTreeSet<String>,
-) -> Arc<Vec<MeshedWorkload>> {
-    let of_changed = changed.iter().flat_map(|namespace| model.workloads(namespace));
-    let anew: Vec<MeshedWorkload> = of_changed.filter_map(|workload| meshed_workload(model, workload)).collect();
-    let is_changed = |workload: &&MeshedWorkload| changed.contains(&workload.name.namespace);
-    if previous.iter().filter(is_changed).eq(&anew) {
-        return Arc::clone(previous);
-    }
-    let mut all: Vec<MeshedWorkload> = previous.iter().filter(|workload| !is_changed(workload)).cloned().collect();
-    all.extend(anew);
-    all.sort_by(|a, b| a.name.cmp(&b.name));
-    Arc::new(all)
-}
-
-fn meshed_workload(model: &Model, workload: &Workload) -> Option<MeshedWorkload> {
-    if !workload.mesh {
+fn meshed_workload(model: &Model, services: &BySelector<'_>, workload: &Workload) -> Option<MeshedWorkload> {
+    if !workload.mesh || workload.addresses.is_empty() {
         return None;
     }
     Some(MeshedWorkload {
         name: workload.name.clone(),
         addresses: workload.addresses.clone(),
         identity: model.identity_of(workload)?,
-        ports: port_hints(model, workload),
+        ports: port_hints(services.before(workload), workload),
     })
 }
 
 /// What is known of a workload's ports: what it declares itself, else what the services before it agree on.
-fn port_hints(model: &Model, workload: &Workload) -> BTreeMap<u16, ProtocolHint> {
+fn port_hints<'a>(services: impl Iterator<Item = &'a Service>, workload: &Workload) -> BTreeMap<u16, ProtocolHint> {
     let mut hints: BTreeMap<u16, ProtocolHint> = BTreeMap::new();
-    for port in model.services_of(workload).flat_map(|service| &service.ports) {
+    for port in services.flat_map(|service| &service.ports) {
         let Some(target) = target_port(port, workload).filter(|_| port.protocol != ProtocolHint::Detect) else {
             continue;
         };
@@ -168,11 +173,14 @@ fn compile_service(model: &Model, service: &Service, workloads: &ByLabel<'_>) ->
     let ports = service.ports.iter().map(|port| workload::ServicePort {
         port: port.port,
         protocol: service_protocol(port, &behind),
-        endpoints: behind
-            .iter()
-            .filter(|workload| !model.is_withdrawn(&workload.name))
-            .flat_map(|workload| endpoints(model, port, workload))
-            .collect(),
+        endpoints: match model.endpoints() {
+            Endpoints::Slices => endpoints_of_slices(model, service, port),
+            Endpoints::Selectors => behind
+                .iter()
+                .filter(|workload| !model.is_withdrawn(&workload.name))
+                .flat_map(|workload| endpoints(model, port, workload))
+                .collect(),
+        },
     });
     workload::Service { name: service.name.clone(), addresses: service.addresses.clone(), ports: ports.collect() }
 }
@@ -209,6 +217,49 @@ fn endpoints(model: &Model, port: &ServicePort, workload: &Workload) -> Vec<Endp
     workload.addresses.iter().map(endpoint).collect()
 }
 
+/// The addresses that are ready; while none is, those that still serve, as kube-proxy has it.
+fn endpoints_of_slices(model: &Model, service: &Service, port: &ServicePort) -> Vec<Endpoint> {
+    let name = port.name.as_deref().unwrap_or_default();
+    let all = model.slices(&service.name).flat_map(|slice| {
+        let port = slice.ports.iter().find(|port| port.name == name).map(|port| port.port);
+        port.into_iter().flat_map(move |port| slice.endpoints.iter().map(move |endpoint| (port, endpoint)))
+    });
+    let all: Vec<(u16, &SliceEndpoint)> = all.collect();
+    let of = |wanted: fn(&SliceEndpoint) -> bool| -> Vec<Endpoint> {
+        let wanted = all.iter().filter(|(_, endpoint)| wanted(endpoint));
+        let mut found: Vec<Endpoint> = wanted
+            .filter_map(|(port, endpoint)| endpoint_of_slice(model, &service.name.namespace, *port, endpoint))
+            .collect();
+        // Slices may repeat an address while the API server moves it from one to another.
+        found.sort_by_key(|endpoint| endpoint.address);
+        found.dedup();
+        found
+    };
+    let ready = of(|endpoint| endpoint.ready);
+    if ready.is_empty() { of(|endpoint| endpoint.serving) } else { ready }
+}
+
+fn endpoint_of_slice(model: &Model, namespace: &str, port: u16, endpoint: &SliceEndpoint) -> Option<Endpoint> {
+    let address = SocketAddr::new(endpoint.address, port);
+    let Some(pod) = &endpoint.pod else {
+        // Written by hand. It may be the address of somebody in the mesh, who is reached by mTLS or not at all.
+        let meshed = model.workload_at(endpoint.address).filter(|workload| workload.mesh);
+        let identity = match meshed {
+            Some(workload) => Some(model.identity_of(workload)?),
+            None => None,
+        };
+        let workload = meshed.map_or_else(|| endpoint.address.to_string(), |workload| workload.name.name.clone());
+        return Some(Endpoint { address, workload, identity });
+    };
+    // A pod that is not known yet may be in the mesh: it is not called before that is known.
+    let workload = model.workload(&NamespacedName::new(namespace, pod.as_str()))?;
+    if model.is_withdrawn(&workload.name) {
+        return None;
+    }
+    let identity = if workload.mesh { Some(model.identity_of(workload)?) } else { None };
+    Some(Endpoint { address, workload: pod.clone(), identity })
+}
+
 fn target_port(port: &ServicePort, workload: &Workload) -> Option<u16> {
     match &port.target {
         TargetPort::Number(number) => Some(*number),
@@ -219,11 +270,8 @@ fn target_port(port: &ServicePort, workload: &Workload) -> Option<u16> {
 }
 
 fn policy_set(model: &Model, shared: &Shared, subject: Subject<'_>) -> PolicySet {
-    let applied = model
-        .authorization_policies(subject.namespace)
-        .filter(|policy| policy.applies_to(subject))
-        .map(|policy| AppliedPolicy::Readable(Arc::clone(policy)));
-    PolicySet::compile(model.default_policy(subject.namespace), Arc::clone(&shared.denied_identities), applied)
+    let denied = Arc::clone(&shared.denied_identities);
+    PolicySet::compile(model.default_policy(subject.namespace), denied, model.applied_policies(subject))
 }
 
 fn rate_limits(model: &Model, subject: Subject<'_>) -> Vec<RateLimit> {
@@ -254,6 +302,33 @@ impl<'a> ByLabel<'a> {
         let Some(fewest) = candidates.min_by_key(|candidates| candidates.len()) else { return Vec::new() };
         let selected = |workload: &&&Workload| service.selects(&workload.name.namespace, &workload.labels);
         fewest.iter().filter(selected).copied().collect()
+    }
+}
+
+/// The services of one namespace by one label of their selectors: a workload asks only those that may select it.
+struct BySelector<'a>(HashMap<(&'a str, &'a str), Vec<&'a Service>>);
+
+impl<'a> BySelector<'a> {
+    fn new(services: impl Iterator<Item = &'a Service>) -> Self {
+        let mut by_label: HashMap<(&str, &str), Vec<&Service>> = HashMap::new();
+        for service in services {
+            if let Some((key, value)) = service.selector.first_key_value() {
+                by_label.entry((key, value)).or_default().push(service);
+            }
+        }
+        Self(by_label)
+    }
+
+    /// The services before `workload`, by name.
+    fn before(&self, workload: &Workload) -> impl Iterator<Item = &'a Service> {
+        let labels = workload.labels.iter();
+        let candidates =
+            labels.flat_map(|(key, value)| self.0.get(&(key.as_str(), value.as_str())).into_iter().flatten());
+        let selected =
+            candidates.copied().filter(|service| service.selects(&workload.name.namespace, &workload.labels));
+        let mut services: Vec<&Service> = selected.collect();
+        services.sort_by(|a, b| a.name.cmp(&b.name));
+        services.into_iter()
     }
 }
 

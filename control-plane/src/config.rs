@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use clap::ValueEnum;
 use weft_api::duration;
+use weft_api::resource::{DefaultPolicy, is_dns_subdomain};
 use weft_certs::{SpiffeId, TrustDomain};
 
 /// Where the control plane keeps its keys unless told otherwise.
@@ -21,7 +22,14 @@ const LONGEST_TOKEN: Duration = Duration::from_secs(365 * 24 * 3600);
 pub struct Args {
     /// Directory of YAML files with the mesh's resources, watched for changes.
     #[arg(long, env = "WEFT_RESOURCES")]
-    pub resources: PathBuf,
+    pub resources: Option<PathBuf>,
+    /// Take the mesh's resources from the API of Kubernetes, instead of --resources. The API server is found as kubectl
+    /// finds it, or from within a pod.
+    #[arg(long, env = "WEFT_KUBERNETES")]
+    pub kubernetes: bool,
+    /// On Kubernetes: the settings that only matter there.
+    #[command(flatten)]
+    pub cluster: ClusterArgs,
     /// Trust domain of the mesh.
     #[arg(long, env = "WEFT_TRUST_DOMAIN", default_value = "cluster.local")]
     pub trust_domain: String,
@@ -59,6 +67,41 @@ pub struct Args {
     /// Level of the log, such as `info` or `weft_control_plane=debug`.
     #[arg(long, env = "WEFT_LOG", default_value = "info")]
     pub log: String,
+    /// What happens to calls that no policy speaks of in namespaces that do not say it: deny, authenticated or allow.
+    #[arg(long, env = "WEFT_DEFAULT_POLICY", default_value = "authenticated")]
+    pub default_policy: String,
+}
+
+/// Flags that only matter on Kubernetes, raw.
+#[derive(clap::Args, Clone, Debug)]
+pub struct ClusterArgs {
+    /// On Kubernetes: namespace of the control plane.
+    #[arg(long, env = "WEFT_NAMESPACE", default_value = "weft-system")]
+    pub namespace: String,
+    /// On Kubernetes: name of this replica's pod, by which replicas agree on a leader.
+    #[arg(long, env = "WEFT_POD_NAME")]
+    pub pod_name: Option<String>,
+    /// On Kubernetes: name of the control plane's Service.
+    #[arg(long, env = "WEFT_SERVICE", default_value = "weft-control-plane")]
+    pub service: String,
+    /// On Kubernetes: name of the ClusterRole that owns what is made at run time, so that uninstalling takes it away
+    /// [default: what is made stays].
+    #[arg(long, env = "WEFT_OWNER")]
+    pub owner: Option<String>,
+    /// On Kubernetes: Secret in its own namespace with the signing certificate (tls.crt, tls.key, ca.crt, as cert-manager
+    /// writes it), in place of the self-signed root.
+    #[arg(long, env = "WEFT_ISSUER_SECRET")]
+    pub issuer_secret: Option<String>,
+    /// On Kubernetes: address of the webhooks that the API server calls.
+    #[arg(long, env = "WEFT_WEBHOOK_LISTEN", default_value = "0.0.0.0:4443")]
+    pub webhook_listen: String,
+    /// On Kubernetes: PEM file of the roots that the webhooks' callers must have a certificate of; for API servers that are
+    /// told to present one [default: callers need none].
+    #[arg(long, env = "WEFT_WEBHOOK_CLIENT_CA")]
+    pub webhook_client_ca: Option<PathBuf>,
+    /// On Kubernetes: YAML file with what the injector puts into pods, watched for changes [default: its defaults].
+    #[arg(long, env = "WEFT_INJECTOR_CONFIG")]
+    pub injector_config: Option<PathBuf>,
 }
 
 /// Form of the log.
@@ -90,10 +133,12 @@ pub struct TokenCreateArgs {
 /// Settings, resolved and valid.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// Directory of the resources.
-    pub resources: PathBuf,
+    /// Where the resources come from.
+    pub source: SourceSettings,
     /// Trust domain of the mesh.
     pub trust_domain: TrustDomain,
+    /// What happens to calls that no policy speaks of, in namespaces that do not say it.
+    pub default_policy: DefaultPolicy,
     /// Directory of keys, trust bundle and audit log.
     pub state: PathBuf,
     /// Address of the gRPC services.
@@ -108,6 +153,36 @@ pub struct Settings {
     pub issuer: Option<IssuerFiles>,
     /// File of denied identities.
     pub denied_identities: Option<PathBuf>,
+}
+
+/// Where the mesh's resources come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SourceSettings {
+    /// A directory of YAML.
+    Directory(PathBuf),
+    /// The API of Kubernetes.
+    Kubernetes(ClusterSettings),
+}
+
+/// What a control plane on Kubernetes knows of its place.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClusterSettings {
+    /// Its namespace.
+    pub namespace: String,
+    /// Name of this replica's pod.
+    pub pod: String,
+    /// Name of its Service.
+    pub service: String,
+    /// The ClusterRole that owns what is made at run time.
+    pub owner: Option<String>,
+    /// Secret with a signing certificate given by the operator.
+    pub issuer_secret: Option<String>,
+    /// Address of the webhooks.
+    pub webhook_listen: SocketAddr,
+    /// File of the roots of the webhooks' callers.
+    pub webhook_client_ca: Option<PathBuf>,
+    /// The injector's settings.
+    pub injector_config: Option<PathBuf>,
 }
 
 /// Where a signing certificate that the operator gave is kept.
@@ -140,25 +215,35 @@ impl Settings {
         let lifetime =
             keep(parse_lifetime(&args.certificate_lifetime, shortest_lifetime), "--certificate-lifetime", &mut faults);
         let issuer = keep(issuer_files(args), "--issuer-cert", &mut faults);
+        let default_policy = DefaultPolicy::from_name(&args.default_policy);
+        let default_policy = default_policy
+            .ok_or_else(|| format!("'{}' is none; write deny, authenticated or allow", args.default_policy));
+        let default_policy = keep(default_policy, "--default-policy", &mut faults);
+        let source = source(args, &mut faults);
         if listen.is_some() && listen == admin_listen && listen.is_some_and(|address| address.port() != 0) {
             faults.push("--listen and --admin-listen: the same address; give them different ports".to_owned());
         }
-        match (trust_domain, listen, admin_listen, lifetime, issuer) {
-            (Some(trust_domain), Some(listen), Some(admin_listen), Some(certificate_lifetime), Some(issuer))
-                if faults.is_empty() =>
-            {
-                Ok(Self {
-                    resources: args.resources.clone(),
-                    trust_domain,
-                    state: args.state.clone(),
-                    listen,
-                    admin_listen,
-                    certificate_lifetime,
-                    shortest_lifetime,
-                    issuer,
-                    denied_identities: args.denied_identities.clone(),
-                })
-            }
+        match (trust_domain, listen, admin_listen, lifetime, issuer, default_policy, source) {
+            (
+                Some(trust_domain),
+                Some(listen),
+                Some(admin_listen),
+                Some(certificate_lifetime),
+                Some(issuer),
+                Some(default_policy),
+                Some(source),
+            ) if faults.is_empty() => Ok(Self {
+                source,
+                trust_domain,
+                default_policy,
+                state: args.state.clone(),
+                listen,
+                admin_listen,
+                certificate_lifetime,
+                shortest_lifetime,
+                issuer,
+                denied_identities: args.denied_identities.clone(),
+            }),
             _ => Err(SettingsError(faults)),
         }
     }
@@ -208,6 +293,48 @@ fn parse_lifetime(text: &str, shortest: Duration) -> Result<Duration, String> {
         });
     }
     Ok(lifetime)
+}
+
+fn source(args: &Args, faults: &mut Vec<String>) -> Option<SourceSettings> {
+    match (&args.resources, args.kubernetes) {
+        (Some(directory), false) => Some(SourceSettings::Directory(directory.clone())),
+        (None, true) => cluster(args, faults).map(SourceSettings::Kubernetes),
+        (Some(_), true) => {
+            faults.push("--resources: given with --kubernetes; give one of the two".to_owned());
+            None
+        }
+        (None, false) => {
+            faults.push("--resources: missing; give a directory of YAML files, or --kubernetes".to_owned());
+            None
+        }
+    }
+}
+
+fn cluster(args: &Args, faults: &mut Vec<String>) -> Option<ClusterSettings> {
+    let flags = &args.cluster;
+    let mut name = |flag: &str, name: &str| {
+        if !is_dns_subdomain(name) {
+            faults.push(format!("{flag}: '{name}' is no name of Kubernetes; write for example weft-control-plane"));
+        }
+        name.to_owned()
+    };
+    let named = ClusterSettings {
+        namespace: name("--namespace", &flags.namespace),
+        // Outside of a pod there is one replica.
+        pod: name("--pod-name", flags.pod_name.as_deref().unwrap_or("weft-control-plane")),
+        service: name("--service", &flags.service),
+        owner: flags.owner.as_deref().map(|owner| name("--owner", owner)),
+        issuer_secret: flags.issuer_secret.as_deref().map(|secret| name("--issuer-secret", secret)),
+        webhook_listen: SocketAddr::from(([0, 0, 0, 0], 0)),
+        webhook_client_ca: flags.webhook_client_ca.clone(),
+        injector_config: flags.injector_config.clone(),
+    };
+    if args.issuer_cert.is_some() {
+        faults.push("--issuer-cert: given with --kubernetes; give --issuer-secret".to_owned());
+    }
+    let webhook_listen = parse_address(&flags.webhook_listen, "0.0.0.0:4443");
+    let webhook_listen = keep(webhook_listen, "--webhook-listen", faults)?;
+    Some(ClusterSettings { webhook_listen, ..named })
 }
 
 fn issuer_files(args: &Args) -> Result<Option<IssuerFiles>, String> {

@@ -19,8 +19,10 @@ pub mod listener;
 pub mod metrics;
 pub mod model;
 pub mod publish;
+pub mod replicas;
 pub mod server;
 pub mod source;
+pub mod webhook;
 
 pub use app::{Running, create_token, main, run, start, verify_audit};
 pub use config::{Args, LogFormat, Settings, SettingsError, TokenCreateArgs};

@@ -78,7 +78,7 @@ async fn accept_all(
 ) {
     let connections = Arc::new(Semaphore::new(limit));
     let handshakes = Arc::new(Semaphore::new(HANDSHAKES));
-    let mut rest = Rest { next: RESTS.0, logged: None };
+    let mut rest = Rest::new();
     loop {
         let permit = Arc::clone(&connections).acquire_owned().await.expect("this semaphore is never closed");
         let handshake = Arc::clone(&handshakes).acquire_owned().await.expect("this semaphore is never closed");
@@ -89,7 +89,7 @@ async fn accept_all(
                 continue;
             }
         };
-        rest.next = RESTS.0;
+        rest.over();
         let acceptor = TlsAcceptor::from(Arc::clone(&config.borrow()));
         let ready = ready.clone();
         let handshake_failures = metrics.handshake_failures.clone();
@@ -127,13 +127,22 @@ async fn shake_hands(
 }
 
 /// How long to rest after `accept` failed, so that a lack of file descriptors does not become a lack of processor time.
-struct Rest {
+pub(crate) struct Rest {
     next: Duration,
     logged: Option<Instant>,
 }
 
 impl Rest {
-    async fn after(&mut self, fault: &io::Error) {
+    pub(crate) fn new() -> Self {
+        Self { next: RESTS.0, logged: None }
+    }
+
+    /// One was accepted.
+    pub(crate) fn over(&mut self) {
+        self.next = RESTS.0;
+    }
+
+    pub(crate) async fn after(&mut self, fault: &io::Error) {
         // A caller that went away before it was accepted is no reason to rest.
         if matches!(fault.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset) {
             return;

@@ -34,6 +34,74 @@ pub struct Metrics {
     pub handshake_failures: Counter,
     /// Identities that are refused everywhere.
     pub denied_identities: Gauge,
+    /// What API servers asked the webhooks, by how it was answered.
+    pub admission_reviews: Family<ReviewLabels, Counter>,
+    /// When the webhooks' certificate expires, seconds since 1970; 0: there is none.
+    pub webhook_certificate_expiry: Gauge<f64, AtomicU64>,
+    /// Whether this replica leads: 1 or 0.
+    pub leader: Gauge,
+    /// Writes of the status of a policy or Workload, by how they ended.
+    pub status_writes: Family<StatusLabels, Counter>,
+}
+
+/// What an API server asked, and how it was answered.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ReviewLabels {
+    /// Which webhook was asked.
+    pub webhook: Webhook,
+    /// The answer.
+    pub result: ReviewResult,
+}
+
+/// A webhook.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[allow(non_camel_case_types)]
+pub enum Webhook {
+    /// Puts sidecars into pods.
+    inject,
+    /// Judges objects.
+    validate,
+}
+
+/// How a review was answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[allow(non_camel_case_types)]
+pub enum ReviewResult {
+    /// Allowed as it is.
+    allowed,
+    /// Allowed with a change.
+    patched,
+    /// Refused.
+    refused,
+    /// The request was no review.
+    malformed,
+    /// It could not be decided; the API server's failure policy does.
+    error,
+}
+
+/// How a write of a status ended.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct StatusLabels {
+    /// Its end.
+    pub result: StatusResult,
+}
+
+/// How a write of a status ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[allow(non_camel_case_types)]
+pub enum StatusResult {
+    /// It was written.
+    written,
+    /// The object changed meanwhile; it is judged again.
+    conflict,
+    /// The object is gone.
+    gone,
+    /// The API server refused it or did not answer; it is tried again.
+    error,
+}
+
+impl StatusResult {
+    const ALL: [Self; 4] = [Self::written, Self::conflict, Self::gone, Self::error];
 }
 
 /// How a request for a certificate ended.
@@ -72,11 +140,24 @@ impl Metrics {
         self.certificates.get_or_create(&SignLabels { result }).inc();
     }
 
+    /// Counts one question of an API server.
+    pub fn reviewed(&self, webhook: Webhook, result: ReviewResult) {
+        self.admission_reviews.get_or_create(&ReviewLabels { webhook, result }).inc();
+    }
+
+    /// Counts one write of a status.
+    pub fn status_written(&self, result: StatusResult) {
+        self.status_writes.get_or_create(&StatusLabels { result }).inc();
+    }
+
     /// A registry with every metric in it.
     pub fn registry(&self) -> Registry {
         // So that a rate can be taken from the first one on.
         for result in SignResult::ALL {
             drop(self.certificates.get_or_create(&SignLabels { result }));
+        }
+        for result in StatusResult::ALL {
+            drop(self.status_writes.get_or_create(&StatusLabels { result }));
         }
         let mut registry = Registry::with_prefix("weft");
         registry.register("config_errors", "Faults in the resources that are not mended", self.config_errors.clone());
@@ -98,6 +179,12 @@ impl Metrics {
             "Requests for a certificate, by how they ended",
             self.certificates.clone(),
         );
+        registry.register("leader", "Whether this replica leads", self.leader.clone());
+        registry.register(
+            "status_writes",
+            "Writes of the status of a policy or Workload, by how they ended",
+            self.status_writes.clone(),
+        );
         registry.register("streams", "Configuration streams that are open", self.streams.clone());
         registry.register("updates_sent", "Configuration updates sent to sidecars", self.updates_sent.clone());
         registry.register("updates_refused", "Updates that a sidecar could not apply", self.updates_refused.clone());
@@ -106,6 +193,16 @@ impl Metrics {
             "trust_anchor_expiry_timestamp_seconds",
             "When the first root of the trust bundle expires",
             self.trust_anchor_expiry.clone(),
+        );
+        registry.register(
+            "admission_reviews",
+            "Questions of API servers to the webhooks, by how they were answered",
+            self.admission_reviews.clone(),
+        );
+        registry.register(
+            "webhook_certificate_expiry_timestamp_seconds",
+            "When the webhooks' certificate expires; 0: there is none",
+            self.webhook_certificate_expiry.clone(),
         );
         registry
     }

@@ -2,10 +2,13 @@
 //!
 //! [`Model::apply`] is the one way in, whatever the source. The order of events does not matter for the result.
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 
+use weft_api::policy::AppliedPolicy;
 use weft_api::resource::{
-    AuthorizationPolicy, DefaultPolicy, Namespace, NamespacedName, RateLimitPolicy, Resource, Service, Workload,
+    AuthorizationPolicy, DefaultPolicy, EndpointSlice, Namespace, NamespacedName, RateLimitPolicy, Resource, Service,
+    Subject, Workload,
 };
 use weft_certs::{SpiffeId, TrustDomain};
 
@@ -15,28 +18,57 @@ use crate::source::{Event, Kind, ResourceKey};
 #[derive(Clone, Debug)]
 pub struct Model {
     trust_domain: TrustDomain,
+    default_policy: DefaultPolicy,
+    endpoints: Endpoints,
     namespaces: BTreeMap<String, Namespace>,
     services: BTreeMap<NamespacedName, Service>,
     workloads: BTreeMap<NamespacedName, Workload>,
     authorization_policies: BTreeMap<NamespacedName, Arc<AuthorizationPolicy>>,
     rate_limit_policies: BTreeMap<NamespacedName, RateLimitPolicy>,
+    /// Policies that cannot be understood, and why.
+    unreadable: BTreeMap<NamespacedName, String>,
+    /// By Service, then by name.
+    slices: BTreeMap<NamespacedName, BTreeMap<String, EndpointSlice>>,
+    service_accounts: BTreeSet<NamespacedName>,
     denied: BTreeSet<SpiffeId>,
     withdrawn: BTreeSet<NamespacedName>,
+    /// Workloads by address; more than one while an address changes hands.
+    at: BTreeMap<IpAddr, BTreeSet<NamespacedName>>,
     changed: BTreeSet<String>,
 }
 
+/// What says which addresses serve a Service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Endpoints {
+    /// Its selector: all Workloads with these labels.
+    Selectors,
+    /// Kubernetes' EndpointSlices, which know who is ready.
+    Slices,
+}
+
 impl Model {
-    /// An empty mesh.
+    /// An empty mesh whose namespaces allow callers with a mesh identity unless they say otherwise.
     pub fn new(trust_domain: TrustDomain) -> Self {
+        Self::with(trust_domain, DefaultPolicy::default(), Endpoints::Selectors)
+    }
+
+    /// An empty mesh. `default_policy` holds in namespaces that name none.
+    pub fn with(trust_domain: TrustDomain, default_policy: DefaultPolicy, endpoints: Endpoints) -> Self {
         Self {
             trust_domain,
+            default_policy,
+            endpoints,
             namespaces: BTreeMap::new(),
             services: BTreeMap::new(),
             workloads: BTreeMap::new(),
             authorization_policies: BTreeMap::new(),
             rate_limit_policies: BTreeMap::new(),
+            unreadable: BTreeMap::new(),
+            slices: BTreeMap::new(),
+            service_accounts: BTreeSet::new(),
             denied: BTreeSet::new(),
             withdrawn: BTreeSet::new(),
+            at: BTreeMap::new(),
             changed: BTreeSet::new(),
         }
     }
@@ -52,7 +84,33 @@ impl Model {
                 self.changed.insert(key.name.namespace.clone());
                 self.remove(&key);
             }
+            Event::Unreadable { key, why } => {
+                self.changed.insert(key.name.namespace.clone());
+                self.remove(&key);
+                self.unreadable.insert(key.name, why);
+            }
+            Event::EndpointSlice(slice) => {
+                self.changed.insert(slice.name.namespace.clone());
+                self.remove_slice(&slice.name);
+                let of_service = self.slices.entry(slice.service.clone()).or_default();
+                of_service.insert(slice.name.name.clone(), slice);
+            }
+            // Nobody is told of accounts: nothing changes but what is said of policies that name them.
+            Event::ServiceAccount(name) => drop(self.service_accounts.insert(name)),
             Event::DeniedIdentities(denied) => self.denied = denied,
+        }
+    }
+
+    /// A slice may have gone over to another Service.
+    fn remove_slice(&mut self, name: &NamespacedName) {
+        let in_its_namespace = NamespacedName::new(&*name.namespace, "")..;
+        let mut of_services = self.slices.range_mut(in_its_namespace);
+        let held = of_services
+            .by_ref()
+            .take_while(|(service, _)| service.namespace == name.namespace)
+            .find_map(|(service, slices)| slices.remove(&name.name).map(|_| (service.clone(), slices.is_empty())));
+        if let Some((service, true)) = held {
+            self.slices.remove(&service);
         }
     }
 
@@ -60,8 +118,15 @@ impl Model {
         match resource {
             Resource::Namespace(namespace) => drop(self.namespaces.insert(namespace.name.clone(), namespace)),
             Resource::Service(service) => drop(self.services.insert(service.name.clone(), service)),
-            Resource::Workload(workload) => drop(self.workloads.insert(workload.name.clone(), workload)),
+            Resource::Workload(workload) => {
+                self.remove_workload(&workload.name);
+                for address in &workload.addresses {
+                    self.at.entry(*address).or_default().insert(workload.name.clone());
+                }
+                self.workloads.insert(workload.name.clone(), workload);
+            }
             Resource::AuthorizationPolicy(policy) => {
+                self.unreadable.remove(&policy.name);
                 self.authorization_policies.insert(policy.name.clone(), Arc::new(policy));
             }
             Resource::RateLimitPolicy(policy) => drop(self.rate_limit_policies.insert(policy.name.clone(), policy)),
@@ -74,11 +139,29 @@ impl Model {
             Kind::Namespace => drop(self.namespaces.remove(&name.name)),
             Kind::Service => drop(self.services.remove(name)),
             Kind::Workload => {
-                self.workloads.remove(name);
+                self.remove_workload(name);
                 self.withdrawn.remove(name);
             }
-            Kind::AuthorizationPolicy => drop(self.authorization_policies.remove(name)),
+            Kind::AuthorizationPolicy => {
+                self.authorization_policies.remove(name);
+                self.unreadable.remove(name);
+            }
+            Kind::EndpointSlice => self.remove_slice(name),
+            Kind::ServiceAccount => drop(self.service_accounts.remove(name)),
+            Kind::Pod => {}
             Kind::RateLimitPolicy => drop(self.rate_limit_policies.remove(name)),
+        }
+    }
+
+    fn remove_workload(&mut self, name: &NamespacedName) {
+        let Some(workload) = self.workloads.remove(name) else { return };
+        for address in &workload.addresses {
+            if let Some(there) = self.at.get_mut(address) {
+                there.remove(name);
+                if there.is_empty() {
+                    self.at.remove(address);
+                }
+            }
         }
     }
 
@@ -191,6 +274,45 @@ impl Model {
         in_namespace(&self.authorization_policies, namespace)
     }
 
+    /// The policies that apply to `subject`, those that cannot be understood among them.
+    pub fn applied_policies<'a>(&'a self, subject: Subject<'a>) -> impl Iterator<Item = AppliedPolicy> + 'a {
+        let readable = self.authorization_policies(subject.namespace).filter(move |policy| policy.applies_to(subject));
+        let unreadable = self.unreadable.iter().filter(move |(name, _)| name.namespace == subject.namespace);
+        readable
+            .map(|policy| AppliedPolicy::Readable(Arc::clone(policy)))
+            .chain(unreadable.map(|(name, why)| AppliedPolicy::Unreadable { name: name.clone(), why: why.clone() }))
+    }
+
+    /// What says which addresses serve a Service.
+    pub fn endpoints(&self) -> Endpoints {
+        self.endpoints
+    }
+
+    /// The slices of `service`.
+    pub fn slices(&self, service: &NamespacedName) -> impl Iterator<Item = &EndpointSlice> {
+        self.slices.get(service).into_iter().flat_map(BTreeMap::values)
+    }
+
+    /// Whether there is such a service account; only Kubernetes knows of them.
+    pub fn has_service_account(&self, name: &NamespacedName) -> bool {
+        self.service_accounts.contains(name)
+    }
+
+    /// The workload at `address`.
+    pub fn workload_at(&self, address: IpAddr) -> Option<&Workload> {
+        self.at.get(&address)?.iter().next().and_then(|name| self.workloads.get(name))
+    }
+
+    /// The Service of that name.
+    pub fn service(&self, name: &NamespacedName) -> Option<&Service> {
+        self.services.get(name)
+    }
+
+    /// The namespace of that name.
+    pub fn namespace(&self, name: &str) -> Option<&Namespace> {
+        self.namespaces.get(name)
+    }
+
     /// The rate limit policies of `namespace`.
     pub fn rate_limit_policies(&self, namespace: &str) -> impl Iterator<Item = &RateLimitPolicy> {
         in_namespace(&self.rate_limit_policies, namespace)
@@ -198,7 +320,8 @@ impl Model {
 
     /// What happens in `namespace` to calls that no policy speaks of.
     pub fn default_policy(&self, namespace: &str) -> DefaultPolicy {
-        self.namespaces.get(namespace).and_then(|namespace| namespace.default_policy).unwrap_or_default()
+        let own = self.namespaces.get(namespace).and_then(|namespace| namespace.default_policy);
+        own.unwrap_or(self.default_policy)
     }
 }
 

@@ -17,9 +17,12 @@ use weft_certs::{Peer, SpiffeId};
 use crate::audit::{Audit, Entry};
 use crate::compile::{self, Shared};
 use crate::metrics::Metrics;
-use crate::model::Model;
-use crate::source::{Batch, ConfigError, Event, ResourceKey};
+use crate::model::{Endpoints, Model};
+use crate::source::{Batch, ConfigError, Event, Kind};
 
+use programmed::{Fingerprints, Targets};
+
+pub mod programmed;
 mod subscription;
 
 pub use subscription::Subscription;
@@ -31,6 +34,7 @@ const STREAMS_OF_A_WORKLOAD: usize = 8;
 #[derive(Debug)]
 pub struct Publisher {
     state: Mutex<State>,
+    activity: watch::Sender<u64>,
     audit: Arc<Audit>,
     metrics: Metrics,
 }
@@ -45,6 +49,9 @@ struct State {
     errors: Vec<ConfigError>,
     /// By namespace.
     idle_policies: BTreeMap<String, Vec<String>>,
+    fingerprints: Fingerprints,
+    /// Until the mesh changes.
+    targets: Option<Arc<Targets>>,
     complete: bool,
 }
 
@@ -56,6 +63,8 @@ struct Sidecar {
     newest: u64,
     draining: bool,
     confirmed: Option<u64>,
+    /// The published version whose content the newest stream's sidecar has.
+    runs: Option<u64>,
     error: Option<String>,
     certificate_expiry: SystemTime,
     disconnected: Option<SystemTime>,
@@ -135,16 +144,19 @@ impl Publisher {
             sidecars: BTreeMap::new(),
             errors: Vec::new(),
             idle_policies: BTreeMap::new(),
+            fingerprints: Fingerprints::default(),
+            targets: None,
             complete: false,
         };
-        Self { state: Mutex::new(state), audit, metrics }
+        Self { state: Mutex::new(state), activity: watch::Sender::new(version), audit, metrics }
     }
 
     /// Takes in what a source found.
     pub fn apply(&self, batch: Batch) {
         let mut state = self.lock();
         for event in batch.events {
-            self.write_down(&event);
+            self.write_down(&event, state.model.endpoints());
+            state.fingerprints.note(&event);
             state.model.apply(event);
         }
         self.metrics.config_errors.set(count(batch.errors.len()));
@@ -152,7 +164,9 @@ impl Publisher {
         self.metrics.denied_identities.set(count(state.model.denied().count()));
         state.errors = batch.errors;
         state.complete |= batch.complete;
+        state.targets = None;
         state.publish();
+        self.note_activity();
         self.metrics.idle_policies.set(count(state.idle_policies.values().map(Vec::len).sum()));
     }
 
@@ -185,6 +199,7 @@ impl Publisher {
             newest: 0,
             draining: false,
             confirmed: None,
+            runs: None,
             error: None,
             certificate_expiry: peer.not_after,
             disconnected: None,
@@ -193,11 +208,13 @@ impl Publisher {
         sidecar.open += 1;
         sidecar.newest = number;
         sidecar.draining = false;
+        sidecar.runs = None;
         sidecar.error = None;
         sidecar.certificate_expiry = peer.not_after;
         sidecar.disconnected = None;
         let mut published = sidecar.published.subscribe();
         published.mark_changed();
+        self.note_activity();
         self.metrics.streams.inc();
         Ok(Subscription { published, publisher: Arc::clone(self), workload, number })
     }
@@ -210,6 +227,11 @@ impl Publisher {
     /// How many workloads have this identity.
     pub fn replicas(&self, id: &SpiffeId) -> usize {
         self.lock().model.replicas(id)
+    }
+
+    /// Whether there is such a Service.
+    pub fn knows_service(&self, service: &NamespacedName) -> bool {
+        self.lock().model.service(service).is_some()
     }
 
     /// Why sidecars cannot be told anything yet.
@@ -261,19 +283,21 @@ impl Publisher {
         state.model.workload_names().map(row).collect()
     }
 
-    fn write_down(&self, event: &Event) {
-        match event {
-            Event::Applied(resource) => {
-                let resource = ResourceKey::of(resource).map(|key| key.to_string()).unwrap_or_default();
-                self.audit.record(&Entry::ResourceApplied { resource: &resource });
-            }
-            Event::Removed(key) => {
-                self.audit.record(&Entry::ResourceRemoved { resource: &key.to_string() });
-            }
-            Event::DeniedIdentities(ids) => {
+    /// What changes who may do what. Pods and addresses come and go by themselves on Kubernetes, and are left out there.
+    fn write_down(&self, event: &Event, endpoints: Endpoints) {
+        let by_themselves = |kind| {
+            matches!(kind, Kind::Service | Kind::Workload | Kind::EndpointSlice | Kind::ServiceAccount | Kind::Pod)
+        };
+        let key = event.key().filter(|key| endpoints == Endpoints::Selectors || !by_themselves(key.kind));
+        let resource = key.map(|key| key.to_string());
+        match (event, resource.as_deref()) {
+            (Event::Removed(_), Some(resource)) => drop(self.audit.record(&Entry::ResourceRemoved { resource })),
+            (_, Some(resource)) => drop(self.audit.record(&Entry::ResourceApplied { resource })),
+            (Event::DeniedIdentities(ids), None) => {
                 let ids: Vec<String> = ids.iter().map(ToString::to_string).collect();
                 self.audit.record(&Entry::IdentitiesDenied { ids: &ids });
             }
+            (_, None) => {}
         }
     }
 

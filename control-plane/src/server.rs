@@ -85,6 +85,7 @@ impl proto::discovery_server::Discovery for DiscoveryService {
             told: None,
             told_bundle: None,
             last_version: 0,
+            applied: false,
             unanswered: 0,
             spare_acks: SPARE_ACKS,
         };
@@ -104,6 +105,8 @@ struct Stream {
     told: Option<Arc<Versioned>>,
     told_bundle: Option<Arc<TrustBundle>>,
     last_version: u64,
+    /// Whether the sidecar has applied the last version.
+    applied: bool,
     unanswered: u64,
     spare_acks: u64,
 }
@@ -170,12 +173,16 @@ impl Stream {
                         wire::set_bundle(&mut update, &bundle);
                     }
                     if wire::is_empty(&update) {
+                        // It came back to what the sidecar was told.
+                        self.told = Some(latest);
+                        self.note_what_runs();
                         continue;
                     }
                     permit.send(Ok(update));
                     self.metrics.updates_sent.inc();
                     (self.told, self.told_bundle) = (Some(latest), Some(bundle));
                     self.last_version = version;
+                    self.applied = false;
                     self.unanswered += 1;
                 }
                 () = updates.closed() => return None,
@@ -193,6 +200,10 @@ impl Stream {
                 }
                 *expected -= 1;
                 self.subscription.acknowledged(version, error.as_deref());
+                if version == self.last_version {
+                    self.applied = error.is_none();
+                    self.note_what_runs();
+                }
                 Ok(())
             }
             SidecarMessage::Draining => {
@@ -200,6 +211,13 @@ impl Stream {
                 Ok(())
             }
             SidecarMessage::Hello { .. } => Err(Status::invalid_argument("only the first message may be hello")),
+        }
+    }
+
+    /// A version on the wire may be later than its content's: the trust bundle travels with it.
+    fn note_what_runs(&self) {
+        if let Some(told) = self.told.as_ref().filter(|_| self.applied) {
+            self.subscription.runs(told.version);
         }
     }
 }

@@ -51,7 +51,7 @@ impl Watched {
                     }
                 }
                 Event::Removed(key) => self.keys.retain(|known| *known != key.to_string()),
-                Event::DeniedIdentities(_) => {}
+                _ => {}
             }
         }
         self.keys.sort();

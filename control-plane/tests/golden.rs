@@ -129,7 +129,7 @@ fn show(config: &WorkloadConfig) -> Value {
             .collect();
         (service.name.to_string(), json!({"addresses": service.addresses, "ports": ports}))
     });
-    let meshed = config.meshed_workloads.iter().map(|workload| {
+    let meshed = config.meshed_workloads.values().map(|workload| {
         json!({
             "name": workload.name.to_string(), "addresses": workload.addresses,
             "identity": workload.identity.to_string(), "ports": ports(&workload.ports),

@@ -31,6 +31,8 @@ pub struct MeshOptions {
     pub certificate_lifetime: String,
     /// Further arguments of every sidecar.
     pub proxy_arguments: Vec<String>,
+    /// Further arguments of the control plane.
+    pub control_plane_arguments: Vec<String>,
 }
 
 impl MeshOptions {
@@ -40,6 +42,7 @@ impl MeshOptions {
             weft: weft.into(),
             certificate_lifetime: "1h".to_owned(),
             proxy_arguments: vec!["--access-log".into(), "all".into()],
+            control_plane_arguments: Vec::new(),
         }
     }
 }
@@ -173,7 +176,8 @@ impl Mesh {
             .arg("--resources")
             .arg(self.resources())
             .arg("--state")
-            .arg(self.state());
+            .arg(self.state())
+            .args(&self.options.control_plane_arguments);
         let process = self.control_plane_pod.spawn(program)?;
         wait_until_ready(&self.control_plane_pod, CONTROL_PLANE_ADMIN, &process).context("the control plane")?;
         self.control_plane = Some(process);

@@ -1,8 +1,9 @@
 //! The admin port: what may be asked of a running sidecar.
 //!
-//! `/metrics`, `/ready` and `/live` answer anybody. `/config` and `/explain` reveal the sidecar's state and answer
-//! loopback only, and only under a loopback name (a browser that was sent here by a foreign page names that page's
-//! host). Nothing here changes state. Paths are matched byte for byte, methods are GET and HEAD, header fields must
+//! `/metrics`, `/ready` and `/live` answer anybody, and so does `/probe/…`, by which the kubelet has the application
+//! checked (see [`crate::probe`]). `/config` and `/explain` reveal the sidecar's state and answer loopback only, and only
+//! under a loopback name (a browser that was sent here by a foreign page names that page's host). Nothing here changes
+//! state. Paths are matched byte for byte, methods are GET and HEAD, header fields must
 //! arrive within 2 s and fit in 8 KiB: the port is open to the pod's network and must be dull to attack.
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -10,7 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http::header::{ACCEPT, ALLOW, CACHE_CONTROL, CONTENT_TYPE, HOST, HeaderValue};
+use http::header::{ACCEPT, ALLOW, CACHE_CONTROL, CONTENT_TYPE, HOST, HeaderValue, USER_AGENT};
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::Full;
 use hyper::service::service_fn;
@@ -19,12 +20,15 @@ use serde_json::{Value, json};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
+use weft_api::probe::PATH_PREFIX;
 
+use crate::probe::Prober;
 use crate::telemetry::{CLASSIC_TEXT, OPEN_METRICS, Telemetry};
 
 /// How long a client may take over the header fields of a request, the first and each that follows.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(2);
-/// How long a connection may last in all; a scraper that keeps connections reconnects.
+/// How long a connection may last, but for the time that a check of the application is given; a scraper that keeps
+/// connections reconnects.
 const CONNECTION_LIFETIME: Duration = Duration::from_secs(30);
 /// Header fields of a request in bytes, request line included.
 const HEADER_BYTES: usize = 8 * 1024;
@@ -72,6 +76,7 @@ pub struct Admin {
     readiness: watch::Receiver<Readiness>,
     config: ConfigProvider,
     explain: ExplainProvider,
+    prober: Prober,
     shared: Mutex<Option<(Instant, bool, Bytes)>>,
     permits: Arc<Semaphore>,
 }
@@ -89,9 +94,10 @@ impl Admin {
         readiness: watch::Receiver<Readiness>,
         config: ConfigProvider,
         explain: ExplainProvider,
+        prober: Prober,
     ) -> Arc<Self> {
         let permits = Arc::new(Semaphore::new(CONNECTIONS));
-        Arc::new(Self { telemetry, readiness, config, explain, shared: Mutex::default(), permits })
+        Arc::new(Self { telemetry, readiness, config, explain, prober, shared: Mutex::default(), permits })
     }
 
     fn answer<B>(&self, peer: IpAddr, request: &Request<B>) -> Response<Full<Bytes>> {
@@ -131,6 +137,37 @@ impl Admin {
                 Err(reason) => refusal(StatusCode::BAD_REQUEST, &reason),
             },
             _ => json_response(StatusCode::OK, &json!({"live": true})),
+        }
+    }
+
+    /// Has the application checked. `None`: the check is one of those whose failure the kubelet knows by the absence of
+    /// an answer.
+    async fn probe<B>(
+        &self,
+        local: IpAddr,
+        request: &Request<B>,
+        deadline: &Deadline,
+    ) -> Option<Response<Full<Bytes>>> {
+        let key = request.uri().path_and_query().and_then(|path| path.as_str().strip_prefix(PATH_PREFIX));
+        let declared = key.filter(|_| request.uri().authority().is_none()).and_then(|key| self.prober.find(key));
+        let Some(asked) = declared else {
+            return Some(refusal(StatusCode::NOT_FOUND, "no such check was declared when the pod was made"));
+        };
+        if !matches!(*request.method(), Method::GET | Method::HEAD) {
+            return Some(refusal(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD"));
+        }
+        if local.to_canonical().is_loopback() {
+            let reason = "ask on the pod's own address, as the kubelet does: what it is asked on is what is checked";
+            return Some(refusal(StatusCode::BAD_REQUEST, reason));
+        }
+        deadline.extend(asked.timeout());
+        match self.prober.perform(asked, local.to_canonical(), request.headers().get(USER_AGENT)).await {
+            Ok(()) => Some(json_response(StatusCode::OK, &json!({"ok": true}))),
+            Err(_) if asked.is_handler() => None,
+            Err(failure) => {
+                let status = failure.status.unwrap_or(StatusCode::SERVICE_UNAVAILABLE);
+                Some(refusal(status, &failure.reason))
+            }
         }
     }
 
@@ -190,9 +227,16 @@ pub async fn serve(listener: TcpListener, admin: Arc<Admin>) {
 }
 
 async fn serve_connection(stream: TcpStream, peer: IpAddr, admin: &Admin) {
+    let Ok(local) = stream.local_addr() else { return };
+    let deadline = Deadline::new();
     let service = service_fn(|request| {
-        let response = admin.answer(peer, &request);
-        async move { Ok::<_, std::convert::Infallible>(response) }
+        let deadline = &deadline;
+        async move {
+            if request.uri().path().starts_with(PATH_PREFIX) {
+                return admin.probe(local.ip(), &request, deadline).await.ok_or(NoAnswer);
+            }
+            Ok(admin.answer(peer, &request))
+        }
     });
     let connection = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
@@ -200,8 +244,42 @@ async fn serve_connection(stream: TcpStream, peer: IpAddr, admin: &Admin) {
         .max_buf_size(HEADER_BYTES)
         .max_headers(HEADER_FIELDS)
         .serve_connection(TokioIo::new(stream), service);
-    // How such a connection ends is the client's affair.
-    let _ = tokio::time::timeout(CONNECTION_LIFETIME, connection).await;
+    tokio::select! {
+        // How such a connection ends is the client's affair.
+        _ = connection => {}
+        () = deadline.passed() => {}
+    }
+}
+
+/// Ends a connection in place of an answer.
+#[derive(Debug, thiserror::Error)]
+#[error("no answer is the answer")]
+struct NoAnswer;
+
+/// When a connection ends at the latest.
+struct Deadline(watch::Sender<Instant>);
+
+impl Deadline {
+    fn new() -> Self {
+        Self(watch::Sender::new(Instant::now() + CONNECTION_LIFETIME))
+    }
+
+    /// Leaves time for something that takes up to `time` from now.
+    fn extend(&self, time: Duration) {
+        let needed = Instant::now() + time + HEADER_TIMEOUT;
+        self.0.send_if_modified(|end| std::mem::replace(end, needed.max(*end)) < needed);
+    }
+
+    async fn passed(&self) {
+        let mut changes = self.0.subscribe();
+        loop {
+            let end = *changes.borrow_and_update();
+            tokio::select! {
+                () = tokio::time::sleep_until(end.into()) => return,
+                _ = changes.changed() => {}
+            }
+        }
+    }
 }
 
 /// Whether the client asked for this host under a loopback name. HTTP/1.0 clients may leave the field out.

@@ -17,11 +17,12 @@ fn admin(readiness: Readiness) -> (Arc<Admin>, watch::Sender<Readiness>) {
     let telemetry = Telemetry::new(settings, lines).expect("settings without a collector");
     let (sender, receiver) = watch::channel(readiness);
     let config: ConfigProvider = Box::new(|| json!({"version": 7}));
+    let prober = Prober::new(Default::default(), [4240, 4243, 4291], None);
     let explain: ExplainProvider = Box::new(|asked| match asked.get("path") {
         Some(path) => Ok(json!({"path": path})),
         None => Err("give ?path=".into()),
     });
-    (Admin::new(telemetry, receiver, config, explain), sender)
+    (Admin::new(telemetry, receiver, config, explain, prober), sender)
 }
 
 fn ask(admin: &Admin, peer: &str, request: http::request::Builder) -> StatusCode {

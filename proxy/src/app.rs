@@ -13,8 +13,9 @@ use crate::admin;
 use crate::config::Settings;
 use crate::dump;
 use crate::feed::channel::ControlPlane;
-use crate::feed::{identity, workload};
+use crate::feed::{bundle_file, identity, workload};
 use crate::path::Phase;
+use crate::probe::Prober;
 use crate::stage::accept;
 use crate::stage::connect::Identity;
 use crate::stage::rate_limit::Limiter;
@@ -98,6 +99,19 @@ async fn supervise(settings: Settings, telemetry: Arc<Telemetry>, listeners: Vec
     let (set_ready, ready) = watch::channel(admin::Readiness::waiting("starting"));
     let open = Arc::new(AtomicUsize::new(0));
 
+    serve_admin(&settings, &telemetry, ready, view.clone(), identity.clone())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let files = async {
+        bundle_file::appeared("trust bundle", &settings.args.trust_bundle).await?;
+        bundle_file::appeared("token", &settings.args.token_file).await
+    };
+    tokio::select! {
+        there = files => there.map_err(anyhow::Error::msg)?,
+        _ = terminate.recv() => return Ok(()),
+        _ = interrupt.recv() => return Ok(()),
+    }
+
     let control_plane = ControlPlane {
         address: settings.args.control_plane.clone(),
         id: settings.control_plane_id.clone(),
@@ -108,9 +122,11 @@ async fn supervise(settings: Settings, telemetry: Arc<Telemetry>, listeners: Vec
         trust_domain: settings.trust_domain.clone(),
         token_file: settings.args.token_file.clone(),
         lifetime: settings.args.certificate_lifetime,
-        bundle: settings.bootstrap_bundle.clone(),
+        bundle_file: settings.args.trust_bundle.clone(),
     };
     let discovery = workload::Source { control_plane, workload: settings.args.workload.clone() };
+    let (bundle_path, trust_domain) = (settings.args.trust_bundle.clone(), settings.trust_domain.clone());
+    tokio::spawn(bundle_file::watch(bundle_path, trust_domain, set_bundle.clone()));
     tokio::spawn(identity::run(certificates, bundle, set_identity, tell_identity(&telemetry)));
     tokio::spawn(workload::run(
         discovery,
@@ -121,8 +137,6 @@ async fn supervise(settings: Settings, telemetry: Arc<Telemetry>, listeners: Vec
     ));
     tokio::spawn(limits(view.clone(), set_limiter));
     tokio::spawn(readiness(view.clone(), identity.clone(), phase.clone(), set_ready));
-
-    serve_admin(&settings, &telemetry, ready, view.clone(), identity.clone())?;
 
     let mut workers = Vec::new();
     for (number, listeners) in listeners.into_iter().enumerate() {
@@ -143,8 +157,6 @@ async fn supervise(settings: Settings, telemetry: Arc<Telemetry>, listeners: Vec
     }
 
     tracing::info!(workload = settings.args.workload, workers = settings.workers, "sidecar started");
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
@@ -253,7 +265,8 @@ fn serve_admin(
     let shown = view.clone();
     let config = move || dump::config(shown.borrow().as_deref(), identity.borrow().as_deref());
     let explain = move |query: &BTreeMap<String, String>| dump::explain(view.borrow().as_deref(), query);
-    let server = admin::Admin::new(Arc::clone(telemetry), ready, Box::new(config), Box::new(explain));
+    let prober = Prober::new(settings.probes.clone(), settings.own_ports(), settings.args.proxy_mark);
+    let server = admin::Admin::new(Arc::clone(telemetry), ready, Box::new(config), Box::new(explain), prober);
     for address in accept::addresses(settings.args.admin_port, false) {
         let socket = match accept::listen(address) {
             Ok(socket) => socket,

@@ -3,6 +3,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
+use weft_api::probe::{self, Probes};
 use weft_certs::{SpiffeId, TrustBundle, TrustDomain};
 
 use crate::telemetry::AccessLogMode;
@@ -19,7 +20,7 @@ pub struct ProxyArgs {
     /// Control plane, `host:port`.
     #[arg(long, env = "WEFT_CONTROL_PLANE")]
     pub control_plane: String,
-    /// PEM file with the roots that verify the control plane.
+    /// PEM file with the roots that verify the control plane; waited for at the start, read again when they do not.
     #[arg(long, env = "WEFT_TRUST_BUNDLE")]
     pub trust_bundle: PathBuf,
     /// File with the token that proves this workload's identity; read again at each use.
@@ -50,6 +51,9 @@ pub struct ProxyArgs {
     /// How long a stopping sidecar waits for open connections.
     #[arg(long, env = "WEFT_DRAIN_TIMEOUT", default_value = "30s", value_parser = weft_api::duration::parse)]
     pub drain_timeout: Duration,
+    /// Checks of the application that the kubelet asks of the sidecar, as JSON; written by the injector.
+    #[arg(long, env = "WEFT_PROBES", default_value = "", hide_default_value = true)]
+    pub probes: String,
     /// OTLP/gRPC endpoint for traces, such as `http://collector:4317` [default: no traces].
     #[arg(long, env = "WEFT_OTLP_ENDPOINT")]
     pub otlp_endpoint: Option<String>,
@@ -73,8 +77,8 @@ pub struct Settings {
     pub trust_domain: TrustDomain,
     /// Who the control plane must prove to be.
     pub control_plane_id: SpiffeId,
-    /// Roots known before the control plane was reached.
-    pub bootstrap_bundle: TrustBundle,
+    /// Checks of the application that the kubelet asks of us.
+    pub probes: Probes,
     /// Threads of the data path.
     pub workers: usize,
 }
@@ -85,7 +89,7 @@ pub struct Settings {
 pub struct SettingsError(pub Vec<String>);
 
 impl Settings {
-    /// Gives the flags their meaning, reading the trust bundle's file.
+    /// Gives the flags their meaning; looks at the trust bundle's file if there is one.
     pub fn resolve(args: ProxyArgs) -> Result<Self, SettingsError> {
         let mut faults = Vec::new();
         let trust_domain =
@@ -98,19 +102,18 @@ impl Settings {
             .map_err(|e| faults.push(format!("--control-plane-id: {e}")))
             .ok()
         });
-        let bootstrap_bundle = match (std::fs::read_to_string(&args.trust_bundle), &trust_domain) {
-            (Err(e), _) => {
-                faults.push(format!(
-                    "--trust-bundle: {}: {e}; give the PEM file that the control plane wrote",
-                    args.trust_bundle.display()
-                ));
-                None
+        // A volume's file may be late and is waited for; one that is there must be usable.
+        let bundle = match (std::fs::read_to_string(&args.trust_bundle), &trust_domain) {
+            (Err(fault), _) if fault.kind() == std::io::ErrorKind::NotFound => Ok(()),
+            (Err(fault), _) => Err(fault.to_string()),
+            (Ok(pem), Some(domain)) => {
+                TrustBundle::from_pem(domain.clone(), &pem).map(drop).map_err(|fault| fault.to_string())
             }
-            (Ok(pem), Some(domain)) => TrustBundle::from_pem(domain.clone(), &pem)
-                .map_err(|e| faults.push(format!("--trust-bundle: {}: {e}", args.trust_bundle.display())))
-                .ok(),
-            (Ok(_), None) => None,
+            (Ok(_), None) => Ok(()),
         };
+        if let Err(fault) = bundle {
+            faults.push(format!("--trust-bundle: {}: {fault}", args.trust_bundle.display()));
+        }
         if !args
             .control_plane
             .rsplit_once(':')
@@ -133,14 +136,21 @@ impl Settings {
                 "--outbound-port, --inbound-port and --admin-port must be three different ports above 0".to_owned(),
             );
         }
+        let probes = match args.probes.as_str() {
+            "" => Probes::new(),
+            text => probe::parse(text).unwrap_or_else(|fault| {
+                faults.push(format!("--probes: {fault}; leave it to the injector"));
+                Probes::new()
+            }),
+        };
         let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let workers = args.workers.unwrap_or(processors.min(2));
         if workers == 0 || workers > 256 {
             faults.push(format!("--workers: {workers} is not between 1 and 256"));
         }
-        match (trust_domain, control_plane_id, bootstrap_bundle) {
-            (Some(trust_domain), Some(control_plane_id), Some(bootstrap_bundle)) if faults.is_empty() => {
-                Ok(Self { args, trust_domain, control_plane_id, bootstrap_bundle, workers })
+        match (trust_domain, control_plane_id) {
+            (Some(trust_domain), Some(control_plane_id)) if faults.is_empty() => {
+                Ok(Self { args, trust_domain, control_plane_id, probes, workers })
             }
             _ => Err(SettingsError(faults)),
         }

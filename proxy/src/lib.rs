@@ -8,7 +8,8 @@
 //! 3. [`path::http`]: what both do with each HTTP request.
 //!
 //! The steps are in [`stage`], one file each. [`feed`] brings what changes while we run; [`telemetry`] tells what happened;
-//! [`redirect`] writes the rules that bring connections here; [`app`] wires it all.
+//! [`redirect`] writes the rules that bring connections here; [`probe`] asks the application what the kubelet wants to
+//! know; [`app`] wires it all.
 //!
 //! Threads: each worker runs its own single-threaded runtime with its own listening sockets and its own upstream
 //! connections; nothing on the request path is shared between them but snapshots and counters. One more thread runs what
@@ -20,6 +21,7 @@ pub mod config;
 mod dump;
 pub mod feed;
 pub mod path;
+pub mod probe;
 pub mod redirect;
 pub mod stage;
 pub mod telemetry;

@@ -4,11 +4,13 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use nix::sys::signal::Signal;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use weft_loadtests::apps;
 use weft_loadtests::lab::{Pod, PodSpec, Program, testing::Test};
 use weft_loadtests::mesh::{eventually, find_program, get, run_to_end};
 
-use crate::fixture::{PATIENCE, Pair};
+use crate::fixture::{PATIENCE, Pair, WEFT, within};
 
 /// The tests whose programs are there, and names of those whose are not.
 pub fn tests() -> (Vec<Test>, Vec<String>) {
@@ -123,6 +125,43 @@ fn postgres() -> Result<()> {
     ensure!(rows.len() == 101 * 100_000, "{}", rows.len());
     let tcp = pair.server.metric("weft_tcp_connections_total", &["tls=\"true\"", "source=\"client\""])?;
     ensure!(tcp >= 3.0, "{tcp}: by mutual TLS");
+    psql("create table stock (sku text primary key, units bigint not null); insert into stock values ('4711', 2)")?;
+    stock_is_in_postgresql(&pair)
+}
+
+/// The demo's inventory, as the chart `orders-demo` runs it.
+fn stock_is_in_postgresql(pair: &Pair) -> Result<()> {
+    let server = format!("host={} port=9000 user=shop dbname=postgres", Ipv4Addr::new(10, 96, 0, 10));
+    let app = Program::new(WEFT).args(["demo-app", "inventory", "--postgres", &server]);
+    let app = pair.client.pod.spawn(app)?;
+    app.wait_for_line(|line| line.contains("listens"), PATIENCE)?;
+    let ask = |method: &str, path: &str| {
+        let request = format!("{method} {path} HTTP/1.1\r\nhost: inventory\r\nconnection: close\r\n\r\n");
+        within(&pair.client.pod, move || async move {
+            let mut stream = tokio::net::TcpStream::connect((Ipv4Addr::LOCALHOST, 8080)).await?;
+            stream.write_all(request.as_bytes()).await?;
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).await?;
+            Ok(answer)
+        })
+    };
+    for (method, path, status, part) in [
+        ("GET", "/ready", "200", "ready"),
+        ("GET", "/stock/4711", "200", "\"left\":2"),
+        ("POST", "/stock/4711", "200", "\"left\":1"),
+        ("POST", "/stock/4711", "200", "\"left\":0"),
+        ("POST", "/stock/4711", "409", "no 4711 is left"),
+        ("GET", "/stock/4712", "404", "there is no 4712"),
+        ("DELETE", "/stock/4711", "200", "deleted"),
+        ("GET", "/stock/4711", "404", "there is no 4711"),
+    ] {
+        let answer = ask(method, path)?;
+        let first = answer.lines().next().unwrap_or_default();
+        ensure!(first.contains(status) && answer.contains(part), "{method} {path}: {answer}");
+    }
+    app.signal(Signal::SIGTERM);
+    let status = app.wait(PATIENCE)?;
+    ensure!(status.success(), "it ends when it is told to: {status}");
     Ok(())
 }
 

@@ -1,6 +1,9 @@
 //! Durations as people write them: a whole number and a unit, such as `500ms`, `10s`, `5m`, `1h` or `7d`.
 use std::time::Duration;
 
+/// The units, each with its milliseconds.
+pub const UNITS: &[(&str, u64)] = &[("ms", 1), ("s", 1_000), ("m", 60_000), ("h", 3_600_000), ("d", 86_400_000)];
+
 /// Reads a duration.
 ///
 /// # Errors
@@ -9,15 +12,8 @@ pub fn parse(text: &str) -> Result<Duration, String> {
     let fault = || format!("'{text}' is not a duration; write for example 500ms, 10s, 5m, 1h or 7d");
     let split = text.find(|c: char| !c.is_ascii_digit()).ok_or_else(fault)?;
     let number: u64 = text[..split].parse().map_err(|_| fault())?;
-    let millis = match &text[split..] {
-        "ms" => 1,
-        "s" => 1_000,
-        "m" => 60_000,
-        "h" => 3_600_000,
-        "d" => 86_400_000,
-        _ => return Err(fault()),
-    };
-    number.checked_mul(millis).map(Duration::from_millis).ok_or_else(fault)
+    let (_, millis) = UNITS.iter().find(|(unit, _)| *unit == &text[split..]).ok_or_else(fault)?;
+    number.checked_mul(*millis).map(Duration::from_millis).ok_or_else(fault)
 }
 
 #[cfg(test)]

@@ -2,13 +2,18 @@
 //!
 //! - [`resource`]: YAML or JSON in, valid values out, or an error that says what to write instead;
 //! - [`policy`]: paths and hosts in one normal form, and who may call what, with the reason;
+//! - [`ports`], [`probe`]: what injector and sidecar agree on;
 //! - [`workload`]: what one sidecar is told;
+//! - [`report`]: what the replicas of a control plane tell each other;
 //! - [`wire`]: how it is told, as differences, each judged before it is used.
 //!
 //! This crate does no I/O and reads no clock.
 
 pub mod duration;
 pub mod policy;
+pub mod ports;
+pub mod probe;
+pub mod report;
 pub mod resource;
 pub mod wire;
 pub mod workload;

@@ -5,21 +5,24 @@
 //! that a sidecar which is older than the control plane stays safe and still learns where its peers are.
 //!
 //! The one rule: `apply(old, diff(old, new)) == new`.
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use weft_certs::TrustBundle;
 
-use crate::workload::{Inbound, WorkloadConfig};
+use crate::resource::NamespacedName;
+use crate::workload::{Inbound, MeshedWorkload, Service, WorkloadConfig};
 
 mod decode;
 mod encode;
 mod message;
+mod report;
 
 pub use message::{
     SidecarMessage, SignRequest, decode_sidecar_message, decode_sign_request, decode_sign_response,
     encode_sidecar_message, encode_sign_request, encode_sign_response,
 };
+pub use report::{decode_report_part, encode_report};
 
 /// Generated messages, clients and servers.
 #[allow(missing_docs, unreachable_pub, clippy::all)]
@@ -56,25 +59,37 @@ impl WireError {
 pub fn diff(old: Option<&WorkloadConfig>, new: &WorkloadConfig, version: u64) -> proto::Update {
     let changed = |same: fn(&WorkloadConfig, &WorkloadConfig) -> bool| old.is_none_or(|old| !same(old, new));
     let inbound_changed = changed(|old, new| same_inbound(&old.inbound, &new.inbound));
-    let meshed_changed = changed(|old, new| {
-        Arc::ptr_eq(&old.meshed_workloads, &new.meshed_workloads) || old.meshed_workloads == new.meshed_workloads
-    });
     let denied_changed = changed(|old, new| old.denied_identities == new.denied_identities);
-    let services = new.services.iter().filter(|(name, service)| {
-        let known = old.and_then(|old| old.services.get(*name));
-        known.is_none_or(|known| !Arc::ptr_eq(known, service) && known != *service)
-    });
-    let removed = old.iter().flat_map(|old| old.services.keys()).filter(|name| !new.services.contains_key(*name));
+    let (services, removed_services) = changes(old.map(|old| &old.services), &new.services);
+    let (meshed, removed) = changes(old.map(|old| &old.meshed_workloads), &new.meshed_workloads);
+    let meshed_changed = old.is_none() || !meshed.is_empty() || !removed.is_empty();
     proto::Update {
         version,
         full: old.is_none(),
         inbound: inbound_changed.then(|| encode::inbound(&new.inbound)),
-        services: services.map(|(_, service)| encode::service(service)).collect(),
-        removed_services: removed.map(ToString::to_string).collect(),
-        meshed_workloads: meshed_changed.then(|| encode::meshed_workloads(&new.meshed_workloads)),
+        services: services.into_iter().map(encode::service).collect(),
+        removed_services,
+        meshed_workloads: meshed_changed.then(|| encode::meshed_workloads(&meshed, removed)),
         bundle: None,
         denied_identities: denied_changed.then(|| encode::denied_identities(&new.denied_identities)),
     }
+}
+
+/// What is new or different, and the names of what is gone. Costs nothing where both are one map, and little where most
+/// values are the same by address, which is how a control plane tells many sidecars of one mesh.
+fn changes<'a, T: PartialEq>(
+    old: Option<&Arc<BTreeMap<NamespacedName, Arc<T>>>>,
+    new: &'a Arc<BTreeMap<NamespacedName, Arc<T>>>,
+) -> (Vec<&'a T>, Vec<String>) {
+    if old.is_some_and(|old| Arc::ptr_eq(old, new)) {
+        return Default::default();
+    }
+    let same = |name, value: &Arc<T>| {
+        old.and_then(|old| old.get(name)).is_some_and(|known| Arc::ptr_eq(known, value) || known == value)
+    };
+    let differing = new.iter().filter(|(name, value)| !same(name, value)).map(|(_, value)| &**value).collect();
+    let gone = old.iter().flat_map(|old| old.keys()).filter(|name| !new.contains_key(*name));
+    (differing, gone.map(ToString::to_string).collect())
 }
 
 /// Whether an update changes nothing, so that it need not be sent.
@@ -118,26 +133,49 @@ pub fn apply(current: Option<&WorkloadConfig>, update: &proto::Update) -> Result
         (None, Some(current)) => with_denied(&current.inbound, &denied),
         (None, None) => return Err(missing("inbound")),
     };
-    let meshed_workloads = match (&update.meshed_workloads, current) {
-        (Some(message), _) => Arc::new(decode::meshed_workloads(message)?),
-        (None, Some(current)) => current.meshed_workloads.clone(),
-        (None, None) => return Err(missing("meshed_workloads")),
-    };
-    let mut services = current.map(|current| current.services.clone()).unwrap_or_default();
-    for (index, name) in update.removed_services.iter().enumerate() {
-        services.remove(&decode::reference(name, || format!("removed_services[{index}]"))?);
+    if current.is_none() && update.meshed_workloads.is_none() {
+        return Err(missing("meshed_workloads"));
     }
-    let mut changed = BTreeMap::new();
-    decode::bounded("services", update.services.len(), decode::MAX_SERVICES)?;
-    for (index, message) in update.services.iter().enumerate() {
-        let service = decode::service(message, &format!("services[{index}]"))?;
-        if changed.insert(service.name.clone(), Arc::new(service)).is_some() {
-            return Err(WireError::new(format!("services[{index}].name"), "named twice in one update"));
-        }
-    }
-    services.extend(changed);
-    decode::bounded("services", services.len(), decode::MAX_SERVICES)?;
+    let meshed_workloads = patched(
+        current.map(|current| &current.meshed_workloads),
+        update.meshed_workloads.iter().flat_map(|message| &message.removed),
+        decode::meshed_workloads(update.meshed_workloads.as_ref())?,
+        ("meshed_workloads", decode::MAX_WORKLOADS),
+        |workload: &MeshedWorkload| &workload.name,
+    )?;
+    let services = patched(
+        current.map(|current| &current.services),
+        &update.removed_services,
+        decode::services(&update.services)?,
+        ("services", decode::MAX_SERVICES),
+        |service: &Service| &service.name,
+    )?;
     Ok(WorkloadConfig { inbound, services, meshed_workloads, denied_identities: denied })
+}
+
+/// `current` without what is `removed` and with what is `changed`; the very same map if nothing is.
+fn patched<'a, T>(
+    current: Option<&Arc<BTreeMap<NamespacedName, Arc<T>>>>,
+    removed: impl IntoIterator<Item = &'a String>,
+    changed: Vec<T>,
+    (field, most): (&str, usize),
+    name: impl Fn(&T) -> &NamespacedName,
+) -> Result<Arc<BTreeMap<NamespacedName, Arc<T>>>, WireError> {
+    let mut all = current.cloned().unwrap_or_default();
+    for (index, gone) in removed.into_iter().enumerate() {
+        let gone = decode::reference(gone, || format!("removed_{field}[{index}]"))?;
+        Arc::make_mut(&mut all).remove(&gone);
+    }
+    let mut named = BTreeSet::new();
+    for (index, value) in changed.into_iter().enumerate() {
+        let name = name(&value).clone();
+        if !named.insert(name.clone()) {
+            return Err(WireError::new(format!("{field}[{index}].name"), "named twice in one update"));
+        }
+        Arc::make_mut(&mut all).insert(name, Arc::new(value));
+    }
+    decode::bounded(field, all.len(), most)?;
+    Ok(all)
 }
 
 /// Puts a trust bundle into an update.

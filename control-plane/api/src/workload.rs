@@ -16,9 +16,9 @@ pub struct WorkloadConfig {
     /// The workload beside the sidecar.
     pub inbound: Inbound,
     /// Where the workload may go, by service.
-    pub services: BTreeMap<NamespacedName, Arc<Service>>,
+    pub services: Arc<BTreeMap<NamespacedName, Arc<Service>>>,
     /// Every workload that is reached by mTLS or not at all, also when it is called by its own address.
-    pub meshed_workloads: Arc<Vec<MeshedWorkload>>,
+    pub meshed_workloads: Arc<BTreeMap<NamespacedName, Arc<MeshedWorkload>>>,
     /// Identities that are refused whatever policy says.
     pub denied_identities: Arc<Vec<SpiffeId>>,
 }

@@ -1,5 +1,9 @@
 //! What is refused, at which line, and what the user is told to write instead.
+mod common;
+
 use weft_api::resource::{MAX_TEXT_BYTES, Resource, ResourceError, parse_documents};
+
+use common::schema::{faults, read, schema_of};
 
 fn refusal(text: &str) -> ResourceError {
     let mut resources = parse_documents(text);
@@ -31,6 +35,28 @@ fn check_policies(kind: &str, rows: &[(&str, usize, &str, &str)]) {
         let error = refusal(&text);
         assert_eq!(error.kind, Some(kind));
         assert_eq!(error.name.unwrap().to_string(), "shop/p");
+        check_schema(kind, &text, &error.message);
+    }
+}
+
+/// What is missing, empty, of another type or out of range is refused by the schema too, whether a webhook is there or
+/// not.
+fn check_schema(kind: &str, text: &str, message: &str) {
+    let claimed = [
+        "is missing",
+        "is empty",
+        "is an empty list",
+        "must be a",
+        "must be true or false",
+        "is out of range",
+        "names nobody",
+        "names nothing",
+        "names no label",
+        " items",
+        "is too long",
+    ];
+    if claimed.iter().any(|claimed| message.contains(claimed)) {
+        assert_ne!(faults(&schema_of(kind), &read(text)), [""; 0], "{text}\n{message}");
     }
 }
 

@@ -95,8 +95,8 @@ fn config() -> impl Strategy<Value = WorkloadConfig> {
                 rate_limits: Arc::new(rate_limits),
                 ports,
             },
-            services,
-            meshed_workloads: Arc::new(meshed),
+            services: Arc::new(services),
+            meshed_workloads: Arc::new(meshed.into_iter().map(|one| (one.name.clone(), Arc::new(one))).collect()),
             denied_identities: denied,
         }
     })
@@ -121,7 +121,7 @@ proptest! {
             new.inbound.policy = Arc::new(old.inbound.policy.with_denied(denied));
         }
         if parts & 2 > 0 {
-            new.services.extend(old.services.clone());
+            Arc::make_mut(&mut new.services).extend(old.services.iter().map(|(k, v)| (k.clone(), v.clone())));
         }
         if parts & 4 > 0 {
             new.meshed_workloads = old.meshed_workloads.clone();
@@ -176,16 +176,19 @@ fn full() -> proto::Update {
             rate_limits: Arc::new(vec![limit]),
             ports: BTreeMap::from([(8080, ProtocolHint::Http1)]),
         },
-        services: BTreeMap::from([(
+        services: Arc::new(BTreeMap::from([(
             service.clone(),
             Arc::new(Service { name: service, addresses: vec![address], ports: vec![port] }),
-        )]),
-        meshed_workloads: Arc::new(vec![MeshedWorkload {
-            name: NamespacedName::new("a", "w"),
-            addresses: vec![address],
-            identity: id,
-            ports: BTreeMap::new(),
-        }]),
+        )])),
+        meshed_workloads: Arc::new(BTreeMap::from([(
+            NamespacedName::new("a", "w"),
+            Arc::new(MeshedWorkload {
+                name: NamespacedName::new("a", "w"),
+                addresses: vec![address],
+                identity: id,
+                ports: BTreeMap::new(),
+            }),
+        )])),
         denied_identities: denied,
     };
     wire::diff(None, &config, 1)

@@ -1,14 +1,19 @@
 //! Who is asking for a certificate. The name comes from what is proven here, never from the request.
 //!
-//! Two proofs: the client certificate of the connection (renewal of that same identity), or a join token in the
-//! `authorization` metadata. Callers are told nothing of why a proof failed; the log is.
+//! On hosts there are two proofs: the client certificate of the connection (renewal of that same identity), or a join token
+//! in the `authorization` metadata. On Kubernetes there is one, the pod's token ([`super::token_review`]); the certificate
+//! counts only while the API server cannot be asked. Callers are told nothing of why a proof failed; the log is.
 use std::time::SystemTime;
 
 use tonic::metadata::MetadataMap;
+use weft_api::resource::NamespacedName;
 use weft_certs::{Peer, SpiffeId, TrustDomain};
 
 use super::token::{TokenError, TokenKey};
+use super::token_review::{ReviewError, TokenReviews};
+use crate::cluster::events::Notice;
 use crate::config::control_plane_id;
+use crate::publish::Publisher;
 
 /// Somebody who proved an identity.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,6 +24,20 @@ pub struct Caller {
     pub proof: Proof,
 }
 
+impl Caller {
+    /// What an operator is told when the caller gets no certificate. `None`: the identity is nobody's in a cluster.
+    pub(super) fn notice(&self, why: &str) -> Option<Notice> {
+        let pod = match &self.proof {
+            Proof::Pod { name, uid } => self
+                .id
+                .service_account()
+                .map(|(namespace, _)| (NamespacedName::new(namespace, name.as_str()), uid.clone())),
+            Proof::Certificate | Proof::JoinToken(_) => None,
+        };
+        Notice::certificate_refused(&self.id, pod, why)
+    }
+}
+
 /// What an identity was proven by.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Proof {
@@ -26,6 +45,13 @@ pub enum Proof {
     Certificate,
     /// A join token, by its name.
     JoinToken(String),
+    /// A pod's token.
+    Pod {
+        /// The pod.
+        name: String,
+        /// Its UID.
+        uid: String,
+    },
 }
 
 impl std::fmt::Display for Proof {
@@ -33,6 +59,7 @@ impl std::fmt::Display for Proof {
         match self {
             Self::Certificate => f.write_str("certificate"),
             Self::JoinToken(token) => write!(f, "join token {token}"),
+            Self::Pod { name, uid } => write!(f, "token of pod {name} ({uid})"),
         }
     }
 }
@@ -49,9 +76,48 @@ pub enum Unproven {
     /// The token proves nothing.
     #[error(transparent)]
     Token(#[from] TokenError),
+    /// The pod's token proves nothing.
+    #[error(transparent)]
+    Review(#[from] ReviewError),
     /// The certificate proves nothing that a workload may be.
     #[error("the client certificate is {0}")]
     Certificate(String),
+}
+
+/// What identities are proven by here.
+pub enum Attestation {
+    /// Join tokens, on hosts.
+    JoinTokens(TokenKey),
+    /// Pods' tokens, on Kubernetes.
+    Pods(TokenReviews),
+}
+
+impl Attestation {
+    /// Recognizes the caller.
+    ///
+    /// # Errors
+    /// Why nobody was recognized.
+    pub async fn identify(
+        &self,
+        peer: Option<&Peer>,
+        metadata: &MetadataMap,
+        publisher: &Publisher,
+        now: SystemTime,
+    ) -> Result<Caller, Unproven> {
+        let reviews = match self {
+            Self::JoinTokens(tokens) => return identify(peer, metadata, tokens, now),
+            Self::Pods(reviews) => reviews,
+        };
+        let unavailable = match reviews.identify(bearer(metadata)?).await {
+            Err(unavailable @ Unproven::Review(ReviewError::Unavailable(_))) => unavailable,
+            decided => return decided,
+        };
+        // An API server that is away for longer than certificates live must not take the mesh with it.
+        match peer.filter(|peer| peer.not_after > now && publisher.replicas(&peer.id) > 0) {
+            Some(peer) => of_certificate(peer, reviews.trust_domain()),
+            None => Err(unavailable),
+        }
+    }
 }
 
 /// Recognizes the caller. A valid client certificate decides; else the join token does.
@@ -68,16 +134,21 @@ pub fn identify(
         let token = tokens.check(bearer(metadata)?, now)?;
         return Ok(Caller { id: token.id, proof: Proof::JoinToken(token.token) });
     };
-    certificate_of_a_workload(&peer.id, tokens.trust_domain())?;
+    of_certificate(peer, tokens.trust_domain())
+}
+
+fn of_certificate(peer: &Peer, trust_domain: &TrustDomain) -> Result<Caller, Unproven> {
+    may_be_a_workload(&peer.id, trust_domain).map_err(|why| Unproven::Certificate(format!("{}, {why}", peer.id)))?;
     Ok(Caller { id: peer.id.clone(), proof: Proof::Certificate })
 }
 
-fn certificate_of_a_workload(id: &SpiffeId, trust_domain: &TrustDomain) -> Result<(), Unproven> {
+/// Whether certificates are issued for `id` on request.
+pub(super) fn may_be_a_workload(id: &SpiffeId, trust_domain: &TrustDomain) -> Result<(), &'static str> {
     if id.trust_domain() != trust_domain.as_str() {
-        return Err(Unproven::Certificate(format!("{id}, of another trust domain")));
+        return Err("of another trust domain");
     }
     if *id == control_plane_id(trust_domain) {
-        return Err(Unproven::Certificate(format!("{id}, the control plane's own, which is never issued on request")));
+        return Err("the control plane's own, which is never issued on request");
     }
     Ok(())
 }

@@ -8,3 +8,4 @@ pub mod reload;
 pub mod sign;
 pub mod store;
 pub mod token;
+pub mod token_review;

@@ -11,30 +11,35 @@ const ALPN: &[&[u8]] = &[b"h2"];
 /// After a failed renewal.
 const RETRY: Duration = Duration::from_secs(5);
 
-/// Makes a key and a certificate for `id`, and the TLS configuration that presents it; with the time it expires.
+/// Makes a key and a certificate for `id`.
 ///
 /// # Errors
 /// The authority does not sign.
-pub fn server_config(
+pub fn issue(
     authority: &CertificateAuthority,
     id: &SpiffeId,
     lifetime: Duration,
     now: SystemTime,
-) -> anyhow::Result<(Arc<rustls::ServerConfig>, SystemTime)> {
+) -> anyhow::Result<Svid> {
     let key = PrivateKey::generate();
     let chain = authority.sign(&key.certificate_request(), id, lifetime, now)?;
-    let svid = Svid::new(chain, &key, authority.trust_bundle(), now)?;
-    Ok((tls_config::server_config(&svid, ClientAuth::Optional, ALPN), svid.not_after()))
+    Ok(Svid::new(chain, &key, authority.trust_bundle(), now)?)
 }
 
-/// Renews `config` after half of each lifetime, and at once when the authority changes.
+/// The TLS configuration that presents `svid` to sidecars and to other replicas.
+pub fn server_config(svid: &Svid) -> Arc<rustls::ServerConfig> {
+    tls_config::server_config(svid, ClientAuth::Optional, ALPN)
+}
+
+/// Renews `svid`, and `config` which presents it, after half of each lifetime, and at once when the authority changes.
 pub async fn renew(
     mut authority: watch::Receiver<Arc<CertificateAuthority>>,
-    id: SpiffeId,
     lifetime: Duration,
+    svid: watch::Sender<Svid>,
     config: watch::Sender<Arc<rustls::ServerConfig>>,
     stop: CancellationToken,
 ) {
+    let id = svid.borrow().id().clone();
     let mut wait = lifetime / 2;
     loop {
         tokio::select! {
@@ -43,9 +48,11 @@ pub async fn renew(
             Ok(()) = authority.changed() => {}
         }
         let signer = Arc::clone(&authority.borrow_and_update());
-        wait = match server_config(&signer, &id, lifetime, SystemTime::now()) {
-            Ok((renewed, expires)) => {
-                config.send_replace(renewed);
+        wait = match issue(&signer, &id, lifetime, SystemTime::now()) {
+            Ok(renewed) => {
+                config.send_replace(server_config(&renewed));
+                let expires = renewed.not_after();
+                svid.send_replace(renewed);
                 expires.duration_since(SystemTime::now()).unwrap_or_default() / 2
             }
             Err(fault) => {
@@ -72,10 +79,11 @@ mod tests {
     async fn renewed(advance: Duration, change: bool) -> bool {
         let id = SpiffeId::parse("spiffe://cluster.local/ns/weft-system/sa/weft-control-plane").expect("valid");
         let (authority, authorities) = watch::channel(authority());
-        let (first, _) = server_config(&authority.borrow(), &id, LIFETIME, SystemTime::now()).expect("issued");
-        let (config, mut configs) = watch::channel(first);
+        let first = issue(&authority.borrow(), &id, LIFETIME, SystemTime::now()).expect("issued");
+        let (config, mut configs) = watch::channel(server_config(&first));
+        let (svid, _svids) = watch::channel(first);
         let stop = CancellationToken::new();
-        tokio::spawn(renew(authorities, id, LIFETIME, config, stop.clone()));
+        tokio::spawn(renew(authorities, LIFETIME, svid, config, stop.clone()));
         if change {
             authority.send_replace(self::authority());
         }

@@ -47,7 +47,8 @@ pub async fn follow(
     }
 }
 
-fn differs(old: &CertificateAuthority, new: &CertificateAuthority) -> bool {
+/// Whether `new` signs or trusts otherwise than `old`.
+pub fn differs(old: &CertificateAuthority, new: &CertificateAuthority) -> bool {
     old.certificates_pem() != new.certificates_pem() || old.trust_bundle() != new.trust_bundle()
 }
 

@@ -10,12 +10,13 @@ use rustls::pki_types::CertificateDer;
 use tokio::sync::watch;
 use tonic::{Request, Response, Status};
 use weft_api::wire::{self, SignRequest, proto};
-use weft_certs::{CertificateAuthority, Peer, SpiffeId};
+use weft_certs::{CertificateAuthority, Peer};
 
-use super::caller::{Caller, Unproven, identify};
+use super::caller::{Attestation, Caller, Unproven};
 use super::limit::SignLimit;
-use super::token::TokenKey;
+use super::token_review::ReviewError;
 use crate::audit::{self, Audit, Entry};
+use crate::cluster::events::Events;
 use crate::listener::ConnectionInfo;
 use crate::metrics::{Metrics, SignResult};
 use crate::publish::Publisher;
@@ -39,43 +40,46 @@ impl Lifetimes {
 /// The gRPC service `CertificateAuthority`.
 pub struct SignService {
     authority: watch::Receiver<Arc<CertificateAuthority>>,
-    tokens: TokenKey,
+    attestation: Attestation,
     lifetimes: Lifetimes,
     limit: Mutex<SignLimit>,
     publisher: Arc<Publisher>,
     audit: Arc<Audit>,
+    events: Events,
     metrics: Metrics,
 }
 
 impl SignService {
-    /// Signs with `authority` for whom `tokens` or a certificate proves.
+    /// Signs with `authority` for whom `attestation` recognizes.
     pub fn new(
         authority: watch::Receiver<Arc<CertificateAuthority>>,
-        tokens: TokenKey,
+        attestation: Attestation,
         lifetimes: Lifetimes,
         publisher: Arc<Publisher>,
         audit: Arc<Audit>,
+        events: Events,
         metrics: Metrics,
     ) -> Self {
         let limit = Mutex::new(SignLimit::new(lifetimes.longest));
-        Self { authority, tokens, lifetimes, limit, publisher, audit, metrics }
+        Self { authority, attestation, lifetimes, limit, publisher, audit, events, metrics }
     }
 
-    fn answer(
+    async fn answer(
         &self,
         asked: &Asked<'_>,
         request: Request<proto::SignRequest>,
     ) -> Result<proto::SignResponse, NotIssued> {
-        let caller = identify(asked.peer, request.metadata(), &self.tokens, asked.now)?;
+        let known = &self.publisher;
+        let caller = self.attestation.identify(asked.peer, request.metadata(), known, asked.now).await?;
         self.admit(&caller)?;
-        let refused = |because| NotIssued { id: Some(caller.id.clone()), because };
+        let refused = |because| NotIssued { caller: Some(caller.clone()), because };
         let request = wire::decode_sign_request(request.into_inner())
             .map_err(|fault| refused(Because::Invalid(fault.to_string())))?;
         self.issue(&caller, &request, asked).map_err(refused)
     }
 
     fn admit(&self, caller: &Caller) -> Result<(), NotIssued> {
-        let refused = |because| NotIssued { id: Some(caller.id.clone()), because };
+        let refused = |because| NotIssued { caller: Some(caller.clone()), because };
         if self.publisher.is_denied(&caller.id) {
             return Err(refused(Because::Denied));
         }
@@ -109,10 +113,14 @@ impl SignService {
     }
 
     fn refuse(&self, asked: &Asked<'_>, refused: &NotIssued) -> Status {
-        let (id, reason) = (refused.id.as_ref().map(SpiffeId::as_str), refused.because.to_string());
+        let caller = refused.caller.as_ref();
+        let (id, reason) = (caller.map(|caller| caller.id.as_str()), refused.because.to_string());
         let recorded = self.audit.record(&Entry::CertificateRefused { id, remote: &asked.remote, reason: &reason });
         if recorded {
             tracing::warn!(id, remote = asked.remote, reason, "refused a certificate");
+        }
+        if let Some(notice) = caller.and_then(|caller| caller.notice(&refused.because.in_short())) {
+            self.events.tell(notice);
         }
         let (result, status) = refused.because.told();
         self.metrics.signed(result);
@@ -129,7 +137,7 @@ struct Asked<'a> {
 
 /// No certificate, and for whom.
 struct NotIssued {
-    id: Option<SpiffeId>,
+    caller: Option<Caller>,
     because: Because,
 }
 
@@ -149,12 +157,23 @@ enum Because {
 }
 
 impl Because {
+    /// Without what differs each time, so that the same is not told as something new.
+    fn in_short(&self) -> String {
+        match self {
+            Self::TooOften(_) => "the identity asks too often; something restarts in a loop".to_owned(),
+            _ => self.to_string(),
+        }
+    }
+
     /// What is counted, and what the caller is told.
     fn told(&self) -> (SignResult, Status) {
         match self {
+            Self::Unproven(Unproven::Review(ReviewError::Unavailable(_))) => {
+                (SignResult::error, Status::unavailable("the control plane cannot verify tokens now; its log says why"))
+            }
             Self::Unproven(_) => (
                 SignResult::unauthenticated,
-                Status::unauthenticated("no valid join token or client certificate; the control plane's log says why"),
+                Status::unauthenticated("no valid token or client certificate; the control plane's log says why"),
             ),
             Self::Denied => (SignResult::denied, Status::permission_denied(self.to_string())),
             Self::TooOften(_) => (SignResult::limited, Status::resource_exhausted(self.to_string())),
@@ -168,7 +187,7 @@ impl Because {
 
 impl From<Unproven> for NotIssued {
     fn from(unproven: Unproven) -> Self {
-        Self { id: None, because: Because::Unproven(unproven) }
+        Self { caller: None, because: Because::Unproven(unproven) }
     }
 }
 
@@ -181,7 +200,7 @@ impl proto::certificate_authority_server::CertificateAuthority for SignService {
             remote: info.as_ref().map(|info| info.remote.to_string()).unwrap_or_default(),
             now: SystemTime::now(),
         };
-        match self.answer(&asked, request) {
+        match self.answer(&asked, request).await {
             Ok(response) => {
                 self.metrics.signed(SignResult::issued);
                 Ok(Response::new(response))

@@ -30,6 +30,7 @@ impl Subscription {
     pub fn acknowledged(&self, version: u64, error: Option<&str>) {
         let mut state = self.publisher.lock();
         let Some(sidecar) = state.sidecars.get_mut(&self.workload) else { return };
+        self.publisher.note_activity();
         let Some(error) = error else {
             sidecar.confirmed = sidecar.confirmed.max(Some(version));
             sidecar.error = None;
@@ -39,6 +40,16 @@ impl Subscription {
         tracing::error!(workload = %self.workload, version, error, "a sidecar refused its configuration and keeps what it had");
         self.publisher.metrics.updates_refused.inc();
         sidecar.error = Some(error);
+    }
+
+    /// The sidecar has all of the content that was published as `version`. Counts only on the newest stream of a workload:
+    /// an older one may be that of a process which is gone.
+    pub fn runs(&self, version: u64) {
+        let mut state = self.publisher.lock();
+        if let Some(sidecar) = state.sidecars.get_mut(&self.workload).filter(|sidecar| sidecar.newest == self.number) {
+            sidecar.runs = Some(version);
+            self.publisher.note_activity();
+        }
     }
 
     /// The sidecar is about to stop: nobody is to be sent there until it comes back. Counts only on the newest stream of a
@@ -54,6 +65,7 @@ impl Subscription {
         state.model.withdraw(&self.workload);
         self.publisher.metrics.withdrawn.set(count(state.model.withdrawn()));
         state.publish();
+        self.publisher.note_activity();
     }
 
     /// Whether the sidecar is away now.
@@ -71,6 +83,7 @@ impl Drop for Subscription {
             if sidecar.open == 0 {
                 sidecar.disconnected = Some(SystemTime::now());
             }
+            self.publisher.note_activity();
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use serde::Serialize;
-use weft_api::resource::{NamespacedName, Resource};
+use weft_api::resource::{EndpointSlice, NamespacedName, Resource};
 use weft_certs::SpiffeId;
 
 pub mod denied;
@@ -12,6 +12,24 @@ pub mod file;
 pub mod kubernetes;
 pub mod last_good;
 pub mod watch;
+
+/// One of the two sources.
+pub enum Source {
+    /// A directory of YAML.
+    Directory(directory::DirectorySource),
+    /// The API of Kubernetes.
+    Kubernetes(kubernetes::KubernetesSource),
+}
+
+impl Source {
+    /// The next changes. `None`: its reader failed.
+    pub async fn next(&mut self) -> Option<Batch> {
+        match self {
+            Self::Directory(source) => source.next().await,
+            Self::Kubernetes(source) => source.next().await,
+        }
+    }
+}
 
 /// What a resource is called: its kind and name. Shown as `Service shop/orders`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -35,6 +53,12 @@ pub enum Kind {
     AuthorizationPolicy,
     /// `RateLimitPolicy`.
     RateLimitPolicy,
+    /// `EndpointSlice` of Kubernetes.
+    EndpointSlice,
+    /// Core `ServiceAccount`.
+    ServiceAccount,
+    /// Core `Pod`; what follows the source knows it as a Workload.
+    Pod,
 }
 
 impl ResourceKey {
@@ -67,10 +91,35 @@ impl std::fmt::Display for ResourceKey {
 pub enum Event {
     /// A resource is new or different.
     Applied(Resource),
+    /// A policy is new or different, and cannot be understood: it refuses every call in its namespace.
+    Unreadable {
+        /// Its kind and name.
+        key: ResourceKey,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// The ready addresses of a Service are new or different.
+    EndpointSlice(EndpointSlice),
+    /// A service account is there.
+    ServiceAccount(NamespacedName),
     /// A resource is gone.
     Removed(ResourceKey),
     /// The whole list of identities that are refused everywhere.
     DeniedIdentities(BTreeSet<SpiffeId>),
+}
+
+impl Event {
+    /// What the event is about; `None` for one that stands for itself.
+    pub fn key(&self) -> Option<ResourceKey> {
+        let named = |kind, name: &NamespacedName| Some(ResourceKey { kind, name: name.clone() });
+        match self {
+            Self::Applied(resource) => ResourceKey::of(resource),
+            Self::Unreadable { key, .. } | Self::Removed(key) => Some(key.clone()),
+            Self::EndpointSlice(slice) => named(Kind::EndpointSlice, &slice.name),
+            Self::ServiceAccount(name) => named(Kind::ServiceAccount, name),
+            Self::DeniedIdentities(_) => None,
+        }
+    }
 }
 
 /// Changes that belong together, and how the source fares.

@@ -14,13 +14,14 @@ use tokio_rustls::TlsConnector;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Status, Streaming};
+use weft_api::resource::DefaultPolicy;
 use weft_api::wire::proto::certificate_authority_client::CertificateAuthorityClient;
 use weft_api::wire::proto::discovery_client::DiscoveryClient;
 use weft_api::wire::{self, SidecarMessage, SignRequest, proto};
 use weft_api::workload::WorkloadConfig;
 use weft_certs::{ExpectedServer, PrivateKey, Svid, TrustBundle, TrustDomain, tls_config};
 use weft_control_plane::ca::store::Store;
-use weft_control_plane::config::control_plane_id;
+use weft_control_plane::config::{SourceSettings, control_plane_id};
 use weft_control_plane::{Running, Settings};
 
 /// Long enough for the slowest machine; reached only by a failing test.
@@ -37,7 +38,8 @@ pub struct Mesh {
 pub fn settings(directory: &Path) -> Settings {
     let any = SocketAddr::from(([127, 0, 0, 1], 0));
     Settings {
-        resources: directory.join("resources"),
+        source: SourceSettings::Directory(directory.join("resources")),
+        default_policy: DefaultPolicy::Authenticated,
         trust_domain: TrustDomain::parse("cluster.local").expect("valid"),
         state: directory.join("state"),
         listen: any,

@@ -8,12 +8,13 @@ use rand::Rng;
 use tokio::sync::watch;
 use tonic::Request;
 use tonic::metadata::MetadataValue;
+use tonic::transport::Channel;
 use weft_api::wire::proto::certificate_authority_client::CertificateAuthorityClient;
 use weft_api::wire::{SignRequest, decode_sign_response, encode_sign_request};
 use weft_certs::{ClientAuth, PrivateKey, Svid, TrustBundle, TrustDomain};
 
-use super::Backoff;
 use super::channel::{ControlPlane, with_causes};
+use super::{Backoff, bundle_file};
 use crate::stage::connect::Identity;
 use crate::stage::tls::ALPN_ALL;
 
@@ -28,8 +29,8 @@ pub struct Source {
     pub token_file: PathBuf,
     /// Wanted lifetime.
     pub lifetime: Option<Duration>,
-    /// Roots that verify the control plane until it told us of others.
-    pub bundle: TrustBundle,
+    /// File with the roots that verify the control plane until it told us of others; read at each attempt.
+    pub bundle_file: PathBuf,
 }
 
 /// What happened, for telemetry.
@@ -102,14 +103,17 @@ async fn until_other(bundle: &mut watch::Receiver<Option<TrustBundle>>, in_use: 
 async fn renew(source: &Source, current: Option<&Identity>) -> Result<Identity, String> {
     // An expired certificate authenticates nobody; the token still may.
     let current = current.map(|identity| &identity.svid).filter(|svid| svid.not_after() > SystemTime::now());
-    let bundle = current.map_or(&source.bundle, Svid::bundle);
     let attempt = async {
-        let channel = source.control_plane.connect(current, bundle).await.map_err(|e| with_causes(&e))?;
+        let channel = connect(source, current).await?;
         let key = PrivateKey::generate();
         let wanted = SignRequest { certificate_request: key.certificate_request(), lifetime: source.lifetime };
         let mut request = Request::new(encode_sign_request(&wanted));
-        if let Some(token) = token(source)? {
-            request.metadata_mut().insert("authorization", token);
+        match token(source)? {
+            Some(token) => drop(request.metadata_mut().insert("authorization", token)),
+            None if current.is_none() => {
+                return Err(format!("there is no token in {}, and no certificate either", source.token_file.display()));
+            }
+            None => {}
         }
         let answer = CertificateAuthorityClient::new(channel)
             .sign(request)
@@ -132,6 +136,26 @@ async fn renew(source: &Source, current: Option<&Identity>) -> Result<Identity, 
     match tokio::time::timeout(Duration::from_secs(20), attempt).await {
         Ok(result) => result,
         Err(_) => Err("the control plane did not answer within 20 s".to_owned()),
+    }
+}
+
+/// The roots that came with our certificate verify the control plane. Where they do not, it may have new ones since: then
+/// those of the file do.
+async fn connect(source: &Source, current: Option<&Svid>) -> Result<Channel, String> {
+    let on_file = || bundle_file::read(&source.bundle_file, &source.trust_domain);
+    let known = match current {
+        Some(svid) => svid.bundle().clone(),
+        None => on_file().map_err(|fault| format!("cannot read the trust bundle {fault}"))?,
+    };
+    let fault = match source.control_plane.connect(current, &known).await {
+        Ok(channel) => return Ok(channel),
+        Err(fault) => with_causes(&fault),
+    };
+    match on_file() {
+        Ok(other) if other != known => {
+            source.control_plane.connect(current, &other).await.map_err(|fault| with_causes(&fault))
+        }
+        _ => Err(fault),
     }
 }
 

@@ -1,4 +1,5 @@
 //! What changes while the sidecar runs, each a watch channel: its identity, and what the control plane tells it.
+pub mod bundle_file;
 pub mod channel;
 pub mod identity;
 pub mod workload;

@@ -84,7 +84,7 @@ pub struct InitArgs {
 }
 
 /// The user of the sidecar's container.
-const PROXY_UID: u32 = 2102;
+pub(super) const PROXY_UID: u32 = 2102;
 
 /// Entries separated by commas; none when empty, as a template that had nothing to fill in leaves it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -95,11 +95,13 @@ fn parse_list<T>(text: &str, parse: impl Fn(&str) -> Result<T, String>) -> Resul
     entries.map(parse).collect::<Result<_, _>>().map(List)
 }
 
-fn parse_ports(text: &str) -> Result<List<PortRange>, String> {
+/// Ports and ranges of ports as in a flag: `22,8000-8010`.
+pub fn parse_ports(text: &str) -> Result<List<PortRange>, String> {
     parse_list(text, PortRange::from_str)
 }
 
-fn parse_subnets(text: &str) -> Result<List<IpNet>, String> {
+/// Subnets and addresses as in a flag: `10.0.0.0/8,fd00::/8,192.0.2.7`.
+pub fn parse_subnets(text: &str) -> Result<List<IpNet>, String> {
     parse_list(text, parse_subnet)
 }
 

@@ -48,7 +48,7 @@ pub struct Rules {
 
 impl Rules {
     /// Refuses rules that would loop or cannot be carried.
-    pub(super) fn check(&self) -> Result<(), RedirectError> {
+    pub fn check(&self) -> Result<(), RedirectError> {
         let fault = |text: &str| Err(RedirectError::Rules(text.into()));
         if self.proxy == ProxyTraffic::default() {
             return fault("the proxy's own connections cannot be told apart and would loop: give its user or its mark");

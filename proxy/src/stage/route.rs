@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use weft_api::resource::NamespacedName;
-use weft_api::workload::{Endpoint, ProtocolHint, Service, WorkloadConfig};
+use weft_api::workload::{Endpoint, MeshedWorkload, ProtocolHint, Service, WorkloadConfig};
 
 use super::accept::OriginalDst;
 
@@ -15,7 +15,7 @@ pub struct MeshView {
     /// What the control plane told.
     pub config: WorkloadConfig,
     services: HashMap<IpAddr, Arc<Service>>,
-    workloads: HashMap<IpAddr, usize>,
+    workloads: HashMap<IpAddr, Arc<MeshedWorkload>>,
     /// Addresses of the workload beside us.
     own: Vec<IpAddr>,
 }
@@ -49,9 +49,8 @@ impl MeshView {
     /// Indexes `config`.
     pub fn new(config: WorkloadConfig) -> Self {
         let inbound = &config.inbound;
-        let ours = |name: &NamespacedName| name.namespace == inbound.namespace && name.name == inbound.workload;
-        let own: Vec<IpAddr> =
-            config.meshed_workloads.iter().filter(|w| ours(&w.name)).flat_map(|w| w.addresses.clone()).collect();
+        let us = NamespacedName::new(&*inbound.namespace, &*inbound.workload);
+        let own = config.meshed_workloads.get(&us).map(|workload| workload.addresses.clone()).unwrap_or_default();
         let services = config
             .services
             .values()
@@ -62,9 +61,8 @@ impl MeshView {
             .collect();
         let workloads = config
             .meshed_workloads
-            .iter()
-            .enumerate()
-            .flat_map(|(index, workload)| workload.addresses.iter().map(move |address| (*address, index)))
+            .values()
+            .flat_map(|workload| workload.addresses.iter().map(|address| (*address, Arc::clone(workload))))
             .collect();
         Self { config, services, workloads, own }
     }
@@ -78,7 +76,7 @@ impl MeshView {
                 None => Route::NoSuchPort,
             };
         }
-        match self.workloads.get(&address.ip()).map(|index| &self.config.meshed_workloads[*index]) {
+        match self.workloads.get(&address.ip()) {
             Some(workload) => Route::Workload {
                 endpoint: Endpoint {
                     address,
@@ -105,7 +103,7 @@ impl MeshView {
         let by_address = || {
             self.workloads
                 .get(&endpoint.address.ip())
-                .is_some_and(|index| Some(&self.config.meshed_workloads[*index].identity) == endpoint.identity.as_ref())
+                .is_some_and(|workload| Some(&workload.identity) == endpoint.identity.as_ref())
         };
         self.own.contains(&endpoint.address.ip()) || by_service() || by_address()
     }

@@ -9,9 +9,12 @@ use serde_json::{Value, json};
 use super::error::quoted;
 use super::metadata::Scope;
 use super::node::{At, Fields, Shape};
+use super::schema::Fault;
 use super::{Metadata, NamespacedName, ResourceError, Subject, Target, name};
 use crate::policy::path::check_method;
 use crate::policy::pattern::{HostPattern, IdentityPattern, PathPattern, PatternError};
+
+mod schema;
 
 const SPEC: Shape =
     Shape { known: &["targetRefs", "selector", "action", "mode", "rules"], later: &["expiresAt", "stagedFor"] };
@@ -25,6 +28,17 @@ const OPERATION: Shape = Shape {
     later: &["grpc", "notPorts", "notMethods", "notPaths", "notHosts"],
 };
 const CONDITION: Shape = Shape { known: &["header", "in"], later: &["claim", "contains", "notIn"] };
+
+const ACTIONS: &[(&str, Action)] = &[("Allow", Action::Allow), ("Deny", Action::Deny)];
+const DEFAULT_MODE: (&str, Mode) = ("Enforce", Mode::Enforce);
+const MODES: &[(&str, Mode)] = &[DEFAULT_MODE, ("Shadow", Mode::Shadow)];
+/// Bytes that a header's value may have.
+const MAX_HEADER_VALUE_BYTES: usize = 1_024;
+
+const IP_BLOCKS_BESIDE_IDENTITY: Fault = Fault {
+    message: "has `ipBlocks`, which match only callers without mesh identity, beside fields that match only those with one",
+    remedy: "Write two items of `from`.",
+};
 
 /// An AuthorizationPolicy.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -123,26 +137,16 @@ impl AuthorizationPolicy {
         let fields = spec.closed(&SPEC)?;
         let target = Target::parse(&fields)?;
         let action = fields.require("action", "Write `action: Allow` or `action: Deny`.")?;
-        let action = match action.text()? {
-            "Allow" => Action::Allow,
-            "Deny" => Action::Deny,
-            other => {
-                return Err(action.error(format_args!("is {}", quoted(other)), "Write `Allow` or `Deny`."));
-            }
-        };
+        let action = action.one_of(ACTIONS)?;
         let mode = match fields.get("mode") {
-            None => Mode::Enforce,
-            Some(at) => match at.text()? {
-                "Enforce" => Mode::Enforce,
-                "Shadow" => Mode::Shadow,
-                "Staged" => {
-                    return Err(at.error(
-                        "is `Staged`, which is not supported by this version",
-                        "Write `Shadow`, watch its decisions, then write `Enforce`.",
-                    ));
-                }
-                other => return Err(at.error(format_args!("is {}", quoted(other)), "Write `Enforce` or `Shadow`.")),
-            },
+            None => DEFAULT_MODE.1,
+            Some(at) if at.text()? == "Staged" => {
+                return Err(at.error(
+                    "is `Staged`, which is not supported by this version",
+                    "Write `Shadow`, watch its decisions, then write `Enforce`.",
+                ));
+            }
+            Some(at) => at.one_of(MODES)?,
         };
         let rules = match fields.get("rules") {
             None => Vec::new(),
@@ -200,10 +204,7 @@ fn caller(at: &At<'_>, namespace: &str) -> Result<Caller, ResourceError> {
     let has_identity =
         !(caller.service_accounts.is_empty() && caller.namespaces.is_empty() && caller.identities.is_empty());
     if has_identity && !caller.ip_blocks.is_empty() {
-        return Err(at.error(
-            "has `ipBlocks`, which match only callers without mesh identity, beside fields that match only those with one",
-            "Write two items of `from`.",
-        ));
+        return Err(at.fault(&IP_BLOCKS_BESIDE_IDENTITY));
     }
     Ok(caller)
 }
@@ -286,10 +287,16 @@ fn condition(at: &At<'_>) -> Result<Condition, ResourceError> {
 fn header_value(at: &At<'_>) -> Result<String, ResourceError> {
     let text = at.text()?;
     let allowed = |byte: u8| (b' '..=b'~').contains(&byte) && byte != b',';
-    if text.is_empty() || text.len() > 1_024 || text.trim_matches(' ') != text || !text.bytes().all(allowed) {
+    if text.is_empty()
+        || text.len() > MAX_HEADER_VALUE_BYTES
+        || text.trim_matches(' ') != text
+        || !text.bytes().all(allowed)
+    {
         return Err(at.error(
             format_args!("is {}, which no single header value can be", quoted(text)),
-            "Write 1 to 1024 visible ASCII characters without comma, and list each value by itself.",
+            format!(
+                "Write 1 to {MAX_HEADER_VALUE_BYTES} visible ASCII characters without comma, and list each value by itself."
+            ),
         ));
     }
     Ok(text.to_owned())

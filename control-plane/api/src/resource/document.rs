@@ -15,7 +15,7 @@ pub const MAX_TEXT_BYTES: usize = 1 << 20;
 /// Documents that a text may have.
 const MAX_DOCUMENTS: usize = 5_000;
 /// The document's own fields; `status` is written by the control plane and not read.
-const DOCUMENT: Shape = Shape { known: &["apiVersion", "kind", "metadata", "spec", "status"], later: &[] };
+pub(crate) const DOCUMENT: Shape = Shape { known: &["apiVersion", "kind", "metadata", "spec", "status"], later: &[] };
 
 const KINDS: &[&str] = &["AuthorizationPolicy", "Namespace", "RateLimitPolicy", "Service", "Workload"];
 

@@ -6,7 +6,9 @@ use std::fmt;
 use std::time::Duration;
 
 mod authorization_policy;
+mod crd;
 mod document;
+mod endpoint_slice;
 mod error;
 mod metadata;
 mod name;
@@ -14,13 +16,16 @@ mod namespace;
 pub(crate) mod node;
 mod protocol;
 mod rate_limit_policy;
+mod schema;
 mod service;
 mod target;
 mod workload;
 mod yaml;
 
 pub use authorization_policy::{Action, AuthorizationPolicy, Caller, Condition, Mode, Operation, Rule};
+pub use crd::crds;
 pub use document::{MAX_TEXT_BYTES, Resource, Skipped, parse_documents};
+pub use endpoint_slice::{EndpointSlice, SliceEndpoint, SlicePort};
 pub use error::ResourceError;
 pub use metadata::{DEFAULT_NAMESPACE, Metadata};
 pub use namespace::{DEFAULT_POLICY_ANNOTATION, Namespace};

@@ -3,9 +3,14 @@ use super::error::quoted;
 use super::node::At;
 use super::{NamespacedName, ResourceError};
 
+/// Bytes that a DNS label may have, and each part of a Kubernetes label.
+pub(crate) const MAX_LABEL_BYTES: usize = 63;
+/// Bytes that a DNS subdomain may have.
+pub(crate) const MAX_SUBDOMAIN_BYTES: usize = 253;
+
 /// Whether `name` is a DNS label: 1 to 63 of `[a-z0-9-]`, not beginning or ending with `-`.
 pub(crate) fn is_label(name: &str) -> bool {
-    (1..=63).contains(&name.len())
+    (1..=MAX_LABEL_BYTES).contains(&name.len())
         && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-')
         && !name.starts_with('-')
         && !name.ends_with('-')
@@ -13,7 +18,7 @@ pub(crate) fn is_label(name: &str) -> bool {
 
 /// Whether `name` is a DNS subdomain: labels joined by `.`, at most 253 bytes.
 pub(crate) fn is_subdomain(name: &str) -> bool {
-    name.len() <= 253 && name.split('.').all(is_label)
+    name.len() <= MAX_SUBDOMAIN_BYTES && name.split('.').all(is_label)
 }
 
 /// A label that says what `name` was probably meant to be.
@@ -21,7 +26,7 @@ fn repaired(name: &str, dots: bool) -> Option<String> {
     let repaired: String = name
         .to_ascii_lowercase()
         .chars()
-        .take(63)
+        .take(MAX_LABEL_BYTES)
         .map(|c| if c.is_ascii_alphanumeric() || (dots && c == '.') { c } else { '-' })
         .collect();
     let repaired = repaired.trim_matches(|c| c == '-' || c == '.').to_owned();
@@ -81,7 +86,7 @@ pub(crate) fn reference(at: &At<'_>, namespace: &str) -> Result<NamespacedName, 
 /// Whether `key` and `value` may be a Kubernetes label.
 pub(crate) fn is_metadata_label(key: &str, value: &str) -> bool {
     let word = |text: &str| {
-        text.len() <= 63
+        text.len() <= MAX_LABEL_BYTES
             && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.'))
             && text.bytes().next().is_none_or(|byte| byte.is_ascii_alphanumeric())
             && text.bytes().last().is_none_or(|byte| byte.is_ascii_alphanumeric())

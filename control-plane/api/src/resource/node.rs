@@ -8,9 +8,12 @@ use std::ops::RangeInclusive;
 
 use super::ResourceError;
 use super::error::{listed, nearest, quoted};
+use super::schema::Fault;
 
 /// Entries that a list in one of Weft's own kinds may have.
 pub(crate) const MAX_ITEMS: usize = 1_000;
+/// Numbers that a port may have.
+pub(crate) const PORTS: RangeInclusive<u32> = 1..=65_535;
 
 /// A value with its line (counted from 1).
 #[derive(Clone, Debug)]
@@ -92,6 +95,9 @@ impl<'n> At<'n> {
     pub(crate) fn error(&self, message: impl fmt::Display, remedy: impl Into<String>) -> ResourceError {
         ResourceError::new(self.node.line, format!("`{}` {message}", self.path), remedy)
     }
+    pub(crate) fn fault(&self, fault: &Fault) -> ResourceError {
+        self.error(fault.message, fault.remedy)
+    }
     pub(crate) fn is_null(&self) -> bool {
         matches!(self.node.value, Value::Null)
     }
@@ -103,6 +109,14 @@ impl<'n> At<'n> {
                 .error(format_args!("must be a text, not {}", self.node.what()), "Write it between quotation marks.")),
             _ => Err(self.error(format_args!("must be a text, not {}", self.node.what()), "Write one text.")),
         }
+    }
+    /// The meaning of a text that is one of `words`.
+    pub(crate) fn one_of<T: Copy>(&self, words: &[(&str, T)]) -> Result<T, ResourceError> {
+        let text = self.text()?;
+        words.iter().find(|(word, _)| *word == text).map(|(_, meaning)| *meaning).ok_or_else(|| {
+            let words: Vec<String> = words.iter().map(|(word, _)| format!("`{word}`")).collect();
+            self.error(format_args!("is {}", quoted(text)), format!("Write {}.", words.join(" or ")))
+        })
     }
     pub(crate) fn boolean(&self) -> Result<bool, ResourceError> {
         match &self.node.value {
@@ -124,7 +138,7 @@ impl<'n> At<'n> {
         }
     }
     pub(crate) fn port(&self) -> Result<u16, ResourceError> {
-        let port = self.integer(1..=65_535)?;
+        let port = self.integer(PORTS)?;
         Ok(u16::try_from(port).expect("the range was checked"))
     }
     /// The number, if it is written as one.

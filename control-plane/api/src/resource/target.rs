@@ -5,11 +5,21 @@ use serde_json::{Value, json};
 
 use super::error::quoted;
 use super::metadata::check_labels;
+use super::name::MAX_LABEL_BYTES;
 use super::node::{At, Fields, Shape};
+use super::schema::{Fault, Schema};
 use super::{NamespacedName, ResourceError, name};
 
 const TARGET_REF: Shape = Shape { known: &["group", "kind", "name"], later: &["sectionName"] };
 const SELECTOR: Shape = Shape { known: &["matchLabels"], later: &["matchExpressions"] };
+
+const KINDS: &[(&str, ())] = &[("Service", ())];
+const GROUPS: &[(&str, ())] = &[("", ()), ("core", ())];
+
+const SELECTOR_BESIDE_TARGET_REFS: Fault = Fault {
+    message: "cannot stand beside `targetRefs`",
+    remedy: "Keep one of the two; write a second policy for the other.",
+};
 
 /// What a policy names as its target, always within the policy's namespace.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,15 +57,51 @@ impl Target {
             }
     }
 
+    /// The schemas of the fields that [`Self::parse`] reads.
+    pub(crate) fn schemas() -> [(&'static str, Schema); 2] {
+        let target_ref = Schema::object(
+            "A Service of the policy's own namespace: the workloads behind it.",
+            &TARGET_REF,
+            &["kind", "name"],
+            [
+                ("group", Schema::one_of("API group of the Service: empty, or left out.", GROUPS)),
+                ("kind", Schema::one_of("`Service`. Use `selector` to name workloads by their labels.", KINDS)),
+                ("name", Schema::text("Name of the Service, without namespace.", 1..=MAX_LABEL_BYTES)),
+            ],
+        );
+        let selector = Schema::object(
+            "Applies to the workloads of the policy's namespace that have these labels. Not beside `targetRefs`. Without \
+             either the policy applies to the whole namespace.",
+            &SELECTOR,
+            &["matchLabels"],
+            [(
+                "matchLabels",
+                Schema::text_map(
+                    "Labels that a workload must have, all of them.",
+                    Schema::text("Value of the label.", 0..=MAX_LABEL_BYTES),
+                ),
+            )],
+        );
+        let target_refs = Schema::list(
+            "Applies to the workloads behind these Services. Not beside `selector`. Without either the policy applies to \
+             the whole namespace.",
+            1,
+            target_ref,
+        );
+        [("targetRefs", target_refs), ("selector", selector)]
+    }
+
+    /// Adds to the schema of a spec what [`Self::parse`] demands of its fields together.
+    pub(crate) fn restrict(spec: Schema) -> Schema {
+        spec.rule("!has(self.targetRefs) || !has(self.selector)", ".selector", &SELECTOR_BESIDE_TARGET_REFS)
+    }
+
     pub(crate) fn parse(spec: &Fields<'_>) -> Result<Self, ResourceError> {
         let references = spec.get("targetRefs");
         let selector = spec.get("selector");
         match (references, selector) {
             (None, None) => Ok(Self::Namespace),
-            (Some(_), Some(selector)) => Err(selector.error(
-                "cannot stand beside `targetRefs`",
-                "Keep one of the two; write a second policy for the other.",
-            )),
+            (Some(_), Some(selector)) => Err(selector.fault(&SELECTOR_BESIDE_TARGET_REFS)),
             (Some(references), None) => {
                 let mut names: Vec<String> = Vec::new();
                 for at in references.items()? {
@@ -106,13 +152,14 @@ fn target_ref(at: &At<'_>) -> Result<String, ResourceError> {
     }
     let fields = at.closed(&TARGET_REF)?;
     let kind = fields.require("kind", "Write `kind: Service`.")?;
-    if kind.text()? != "Service" {
+    let is_one_of = |words: &[(&str, ())], text| words.iter().any(|(word, ())| *word == text);
+    if !is_one_of(KINDS, kind.text()?) {
         return Err(
             kind.error(format_args!("is {}", quoted(kind.text()?)), "Write `Service`; use `selector` for workloads.")
         );
     }
     if let Some(group) = fields.get("group")
-        && !matches!(group.text()?, "" | "core")
+        && !is_one_of(GROUPS, group.text()?)
     {
         return Err(
             group.error(format_args!("is {}", quoted(group.text()?)), "Leave it out: Services are core objects.")

@@ -4,12 +4,18 @@ use std::net::IpAddr;
 
 use super::error::quoted;
 use super::metadata::Scope;
-use super::node::{At, Fields, Shape};
+use super::name::{MAX_LABEL_BYTES, MAX_SUBDOMAIN_BYTES};
+use super::node::{At, Fields, PORTS, Shape};
+use super::schema::Schema;
 use super::{Metadata, NamespacedName, ResourceError, name, protocol};
 use crate::workload::ProtocolHint;
 
 const SPEC: Shape = Shape { known: &["addresses", "serviceAccount", "ports", "mesh"], later: &[] };
 const PORT: Shape = Shape { known: &["name", "port", "appProtocol"], later: &[] };
+const DEFAULT_SERVICE_ACCOUNT: &str = "default";
+const DEFAULT_MESH: bool = true;
+/// Bytes of the longest address: IPv6 that ends as IPv4.
+const MAX_ADDRESS_BYTES: usize = 45;
 
 /// A workload.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,6 +47,13 @@ pub struct WorkloadPort {
     pub protocol: ProtocolHint,
 }
 
+impl WorkloadPort {
+    /// The port `number` as its `name` declares it.
+    pub fn declared(name: Option<&str>, number: u16) -> Self {
+        Self { name: name.map(str::to_owned), port: number, protocol: protocol::declared(None, name) }
+    }
+}
+
 impl Workload {
     pub(crate) fn parse(document: &Fields<'_>) -> Result<Self, ResourceError> {
         let metadata = Metadata::parse(document, Scope::Own)?;
@@ -55,7 +68,7 @@ impl Workload {
         }
         let service_account = match spec.get("serviceAccount") {
             Some(at) => name::subdomain(&at)?,
-            None => "default",
+            None => DEFAULT_SERVICE_ACCOUNT,
         };
         let mut ports: Vec<WorkloadPort> = Vec::new();
         for at in spec.get("ports").map(|at| at.items()).transpose()?.unwrap_or_default() {
@@ -72,7 +85,7 @@ impl Workload {
             addresses,
             service_account: service_account.to_owned(),
             ports,
-            mesh: spec.get("mesh").map(|at| at.boolean()).transpose()?.unwrap_or(true),
+            mesh: spec.get("mesh").map(|at| at.boolean()).transpose()?.unwrap_or(DEFAULT_MESH),
         })
     }
 }
@@ -102,4 +115,52 @@ fn port(at: &At<'_>) -> Result<WorkloadPort, ResourceError> {
         port: fields.require("port", "Write the port's number.")?.port()?,
         protocol: protocol::declared(app_protocol, port_name),
     })
+}
+
+impl Workload {
+    /// The schema of the spec.
+    pub(crate) fn schema() -> Schema {
+        let address = Schema::text("An IPv4 or IPv6 address.", 1..=MAX_ADDRESS_BYTES);
+        let port = Schema::object(
+            "A port.",
+            &PORT,
+            &["port"],
+            [
+                ("name", Schema::text("Name that a Service's `targetPort` may use.", 1..=MAX_LABEL_BYTES)),
+                ("port", Schema::integer("Number of the port.", PORTS)),
+                (
+                    "appProtocol",
+                    Schema::any_text(
+                        "What the port speaks, such as `http`, `grpc` or `tcp`. Left out: what its name says.",
+                    ),
+                ),
+            ],
+        );
+        let ports = "Ports, each once. Ports that are not declared are reached all the same.";
+        Schema::object(
+            "A process that takes part in the mesh without being a pod.",
+            &SPEC,
+            &["addresses"],
+            [
+                ("addresses", Schema::list("IP addresses of the workload, each once.", 1, address).distinct()),
+                (
+                    "serviceAccount",
+                    Schema::text(
+                        "Service account of the workload's namespace. Both together give its identity.",
+                        1..=MAX_SUBDOMAIN_BYTES,
+                    )
+                    .default(DEFAULT_SERVICE_ACCOUNT),
+                ),
+                ("ports", Schema::list(ports, 1, port).keyed_by("port")),
+                (
+                    "mesh",
+                    Schema::boolean(
+                        "Whether a sidecar stands before it. `true`: it is reached by mTLS or not at all. `false`: it is \
+                         reached in the clear.",
+                    )
+                    .default(DEFAULT_MESH),
+                ),
+            ],
+        )
+    }
 }

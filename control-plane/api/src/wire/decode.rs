@@ -26,7 +26,7 @@ const MAX_ADDRESSES: usize = 64;
 /// Endpoints of a Service's port.
 const MAX_ENDPOINTS: usize = 20_000;
 /// Workloads of the mesh, and identities on the denied list.
-const MAX_WORKLOADS: usize = 200_000;
+pub(super) const MAX_WORKLOADS: usize = 200_000;
 /// Certificates of a trust bundle or a chain, and bytes of one.
 const MAX_CERTIFICATES: usize = 64;
 const MAX_CERTIFICATE_BYTES: usize = 16 << 10;
@@ -159,7 +159,7 @@ fn read_spec<T>(
     parse(&At::new("spec", &node)).map_err(|error| error.message)
 }
 
-pub(super) fn service(message: &proto::Service, field: &str) -> Result<Service, WireError> {
+fn service(message: &proto::Service, field: &str) -> Result<Service, WireError> {
     bounded(&format!("{field}.ports"), message.ports.len(), MAX_PORTS)?;
     let mut ports: Vec<ServicePort> = Vec::with_capacity(message.ports.len());
     for (index, message) in message.ports.iter().enumerate() {
@@ -201,7 +201,8 @@ fn endpoint(message: &proto::Endpoint, field: impl Fn() -> String) -> Result<End
     Ok(Endpoint { address: SocketAddr::new(ip, port), workload: message.workload.clone(), identity })
 }
 
-pub(super) fn meshed_workloads(message: &proto::MeshedWorkloads) -> Result<Vec<MeshedWorkload>, WireError> {
+pub(super) fn meshed_workloads(message: Option<&proto::MeshedWorkloads>) -> Result<Vec<MeshedWorkload>, WireError> {
+    let Some(message) = message else { return Ok(Vec::new()) };
     bounded("meshed_workloads", message.workloads.len(), MAX_WORKLOADS)?;
     let workloads = message.workloads.iter().enumerate();
     workloads
@@ -215,6 +216,11 @@ pub(super) fn meshed_workloads(message: &proto::MeshedWorkloads) -> Result<Vec<M
             })
         })
         .collect()
+}
+
+pub(super) fn services(messages: &[proto::Service]) -> Result<Vec<Service>, WireError> {
+    bounded("services", messages.len(), MAX_SERVICES)?;
+    messages.iter().enumerate().map(|(index, message)| service(message, &format!("services[{index}]"))).collect()
 }
 
 pub(super) fn denied_identities(message: &proto::DeniedIdentities) -> Result<Vec<SpiffeId>, WireError> {

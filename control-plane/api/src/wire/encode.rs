@@ -107,8 +107,9 @@ fn endpoint(endpoint: &Endpoint) -> proto::Endpoint {
     }
 }
 
-pub(super) fn meshed_workloads(workloads: &[MeshedWorkload]) -> proto::MeshedWorkloads {
+pub(super) fn meshed_workloads(workloads: &[&MeshedWorkload], removed: Vec<String>) -> proto::MeshedWorkloads {
     proto::MeshedWorkloads {
+        removed,
         workloads: workloads
             .iter()
             .map(|workload| proto::MeshedWorkload {

@@ -12,6 +12,8 @@ use serde_json::{Map, Value, json};
 use weft_api::policy::AppliedPolicy;
 use weft_api::resource::{AuthorizationPolicy, Resource, parse_documents};
 
+pub mod schema;
+
 pub const IDENTITIES: &[&str] = &[
     "spiffe://mesh.test/ns/a/sa/x",
     "spiffe://mesh.test/ns/a/sa/y",

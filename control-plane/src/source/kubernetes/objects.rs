@@ -22,6 +22,8 @@ pub struct Object {
     pub generation: i64,
     /// Why the object cannot be used, with the remedy; what was last good of it stays in force. `None`: it is in force.
     pub error: Option<String>,
+    /// Fingerprint of a policy's content, by which it is known what is already in force.
+    pub content: Option<u64>,
     /// `status`, as it was read; null where there is none.
     pub status: serde_json::Value,
 }
@@ -48,6 +50,28 @@ impl Objects {
         let before = self.lock().insert(key, object.clone());
         if before.as_ref() != Some(&object) {
             self.changes.send_modify(|changes| *changes += 1);
+        }
+    }
+
+    /// Says why an object cannot be used, or that it can.
+    pub fn set_error(&self, key: &ResourceKey, error: Option<&str>) {
+        let error = error.map(str::to_owned);
+        let changed = self.lock().get_mut(key).is_some_and(|object| {
+            let changed = object.error != error;
+            object.error = error;
+            changed
+        });
+        if changed {
+            self.changes.send_modify(|changes| *changes += 1);
+        }
+    }
+
+    /// Notes a status that was just written, until the watch brings it: unless the object changed meanwhile.
+    pub fn written(&self, key: &ResourceKey, judged: &Object, status: serde_json::Value) {
+        if let Some(object) = self.lock().get_mut(key)
+            && object == judged
+        {
+            object.status = status;
         }
     }
 

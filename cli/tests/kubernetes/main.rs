@@ -1,0 +1,29 @@
+//! What Weft promises on Kubernetes, as far as a real API server can show it: there is no node, so pods do not run. The
+//! sidecars here do: each proves to be a pod by a real token of that pod.
+//!
+//! Skipped where no API server is to be had: see `weft_loadtests::kubernetes`.
+#![allow(missing_docs, unreachable_pub)]
+
+mod fixture;
+mod mesh;
+mod scale;
+mod status;
+mod webhooks;
+
+use libtest_mimic::{Arguments, Trial};
+use weft_loadtests::kubernetes::assets;
+use weft_loadtests::lab::testing::Test;
+
+fn main() {
+    weft_certs::install_crypto_provider();
+    let tests: Vec<Test> = [mesh::TESTS, scale::TESTS, status::TESTS, webhooks::TESTS].concat();
+    let missing = assets().err();
+    let trial = |(name, test): Test| match &missing {
+        None => Trial::test(name, move || test().map_err(|error| format!("{error:?}").into())),
+        Some(why) => Trial::test(format!("{name} (skipped: {why})"), || Ok(())).with_ignored_flag(true),
+    };
+    let mut arguments = Arguments::from_args();
+    // An API server needs a processor of its own.
+    arguments.test_threads = arguments.test_threads.or(Some(2));
+    libtest_mimic::run(&arguments, tests.into_iter().map(trial).collect()).exit();
+}

@@ -1,0 +1,156 @@
+//! From one object of the API to what the mesh needs of it. Pure.
+use k8s_openapi::api::core::v1::{Namespace, Service};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::api::DynamicObject;
+use kube::core::PartialObjectMeta;
+use serde_json::{Value, json};
+use weft_api::resource::{
+    DEFAULT_POLICY_ANNOTATION, DefaultPolicy, NamespacedName, Resource, ResourceError, Workload, parse_documents,
+};
+
+use super::objects::Object;
+use crate::publish::programmed::fingerprint;
+use crate::source::{Event, Kind, ResourceKey};
+
+/// What the mesh needs of an object.
+#[derive(Debug)]
+pub(super) enum Seen {
+    /// Nothing can be wrong with it.
+    Known(Event),
+    /// A pod that runs, or will.
+    Pod(Workload),
+    /// A Namespace or Service: a fault is named, and stays in the log.
+    Core(ResourceKey, Result<Resource, String>),
+    /// One of Weft's own.
+    Own(ResourceKey, Object, Option<Resource>),
+}
+
+impl Seen {
+    /// What it is; a pod counts as [`Kind::Pod`] here.
+    pub(super) fn key(&self) -> ResourceKey {
+        match self {
+            Self::Known(event) => event.key().expect("events of one object name it"),
+            Self::Pod(workload) => ResourceKey { kind: Kind::Pod, name: workload.name.clone() },
+            Self::Core(key, _) | Self::Own(key, ..) => key.clone(),
+        }
+    }
+}
+
+/// Namespace (empty without one) and name.
+pub(super) fn name(metadata: &ObjectMeta) -> Option<NamespacedName> {
+    Some(NamespacedName::new(metadata.namespace.as_deref().unwrap_or_default(), metadata.name.as_deref()?))
+}
+
+/// A Namespace. One whose default policy cannot be read has `deny`.
+pub(super) fn namespace(namespace: &PartialObjectMeta<Namespace>) -> Option<Seen> {
+    let metadata = &namespace.metadata;
+    let key = ResourceKey { kind: Kind::Namespace, name: name(metadata)? };
+    let document = |annotations: Value| {
+        json!({
+            "apiVersion": "v1", "kind": "Namespace",
+            "metadata": {"name": key.name.name, "labels": metadata.labels, "annotations": annotations},
+        })
+    };
+    let ours = |(key, value): (&String, &String)| {
+        key.starts_with("weft.dev/").then(|| (key.clone(), Value::String(value.clone())))
+    };
+    let ours: serde_json::Map<_, _> = metadata.annotations.iter().flatten().filter_map(ours).collect();
+    let seen = match read(&document(Value::Object(ours))) {
+        Ok(resource) => Ok(resource),
+        Err(fault) => {
+            tracing::error!(namespace = key.name.name, fault, "until it is mended the default policy here is deny");
+            let deny = json!({DEFAULT_POLICY_ANNOTATION: DefaultPolicy::Deny.as_str()});
+            read(&document(deny))
+        }
+    };
+    Some(Seen::Core(key, seen))
+}
+
+/// A Service.
+pub(super) fn service(service: &Service) -> Option<Seen> {
+    let key = ResourceKey { kind: Kind::Service, name: name(&service.metadata)? };
+    let mut document = serde_json::to_value(service).ok()?;
+    // They can be large, and mean nothing here.
+    if let Some(metadata) = document.get_mut("metadata").and_then(Value::as_object_mut) {
+        metadata.remove("managedFields");
+        metadata.remove("ownerReferences");
+    }
+    let resource = read(&document);
+    Some(Seen::Core(key, resource))
+}
+
+/// One of Weft's own kinds.
+pub(super) fn own(kind: Kind, object: &DynamicObject) -> Option<Seen> {
+    let metadata = &object.metadata;
+    let key = ResourceKey { kind, name: name(metadata)? };
+    let mut document = json!({
+        "apiVersion": weft_api::resource::API_VERSION, "kind": format!("{kind:?}"),
+        "metadata": {"name": key.name.name, "namespace": key.name.namespace, "labels": metadata.labels.clone().unwrap_or_default()},
+    });
+    let fields = object.data.as_object().into_iter().flatten().filter(|(field, _)| *field != "status");
+    for (field, value) in fields {
+        document[field] = value.clone();
+    }
+    let resource = read(&document);
+    let known = Object {
+        uid: metadata.uid.clone().unwrap_or_default(),
+        generation: metadata.generation.unwrap_or_default(),
+        error: resource.as_ref().err().cloned(),
+        content: resource.as_ref().ok().and_then(fingerprint),
+        status: object.data.get("status").cloned().unwrap_or_default(),
+    };
+    Some(Seen::Own(key, known, resource.ok()))
+}
+
+/// Reads a document by the rules that files are read by.
+fn read(document: &Value) -> Result<Resource, String> {
+    let mut read = parse_documents(&document.to_string());
+    match (read.pop(), read.is_empty()) {
+        // The line is that of a text that nobody wrote.
+        (Some(read), true) => {
+            read.map_err(|fault| ResourceError { line: 0, kind: None, name: None, ..fault }.to_string())
+        }
+        _ => Err("this is not one resource".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn policy(spec: Value) -> Seen {
+        let object = json!({
+            "apiVersion": "policy.weft.dev/v1alpha1", "kind": "AuthorizationPolicy",
+            "metadata": {"name": "p", "namespace": "shop", "uid": "u", "generation": 3, "managedFields": []},
+            "spec": spec, "status": {"conditions": []},
+        });
+        own(Kind::AuthorizationPolicy, &serde_json::from_value(object).expect("an object")).expect("named")
+    }
+
+    #[test]
+    fn weft_s_own_objects_are_read_as_files_are_and_keep_their_generation() {
+        let Seen::Own(key, object, resource) = policy(json!({"action": "Allow"})) else { panic!("one of ours") };
+        assert_eq!((key.to_string().as_str(), object.generation), ("AuthorizationPolicy shop/p", 3));
+        assert!(object.error.is_none() && resource.is_some());
+        assert_eq!(object.status, json!({"conditions": []}));
+        let Seen::Own(_, object, resource) = policy(json!({"action": "Allow", "rulez": []})) else { panic!("ours") };
+        assert!(resource.is_none());
+        let error = object.error.expect("refused");
+        assert!(error.contains("`rulez` in `spec` is not a field. Write `rules`."), "{error}");
+    }
+
+    #[test]
+    fn a_default_policy_that_cannot_be_read_is_deny() {
+        for (annotation, expected) in
+            [("allow", DefaultPolicy::Allow), ("denied", DefaultPolicy::Deny), ("", DefaultPolicy::Deny)]
+        {
+            let object = json!({
+                "apiVersion": "v1", "kind": "Namespace",
+                "metadata": {"name": "shop", "annotations": {DEFAULT_POLICY_ANNOTATION: annotation, "other": "x"}},
+            });
+            let seen = namespace(&serde_json::from_value(object).expect("an object"));
+            let Some(Seen::Core(_, Ok(Resource::Namespace(read)))) = seen else { panic!("a namespace") };
+            assert_eq!(read.default_policy, Some(expected), "{annotation}");
+        }
+    }
+}
