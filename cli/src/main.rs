@@ -3,6 +3,7 @@ mod cni;
 mod completion;
 mod crds;
 mod demo;
+mod inject;
 mod kubernetes;
 
 use std::ffi::{OsStr, OsString};
@@ -52,6 +53,8 @@ enum Command {
     Crds(crds::CrdsArgs),
     /// Install the CNI plugin on this node, keep it there and answer its questions.
     CniAgent(cni::AgentArgs),
+    /// Put sidecars into the pod templates of YAML files, as the webhook would into their pods.
+    Inject(inject::InjectArgs),
     /// Build a whole mesh on this machine, without root, put it under load and watch it keep its promises.
     Demo(demo::DemoArgs),
     /// Run an application of the demo.
@@ -71,6 +74,8 @@ struct ProxyCommand {
 enum ProxySubcommand {
     /// Write (or remove) the rules that redirect this network namespace's connections to the sidecar.
     Init(redirect::InitArgs),
+    /// Prove that this network namespace's connections are redirected, before the sidecar starts.
+    Validate(redirect::ValidateArgs),
 }
 
 #[derive(Subcommand)]
@@ -153,11 +158,15 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             ProxyCommand { command: Some(ProxySubcommand::Init(args)), .. } => {
                 println!("{}", redirect::run_init(&args)?)
             }
+            ProxyCommand { command: Some(ProxySubcommand::Validate(args)), .. } => {
+                println!("{}", redirect::run_validate(&args)?)
+            }
             ProxyCommand { proxy: Some(args), .. } => weft_proxy::app::run(Settings::resolve(args)?)?,
             ProxyCommand { .. } => anyhow::bail!("nothing to run: see `weft proxy --help`"),
         },
         Command::Crds(args) => crds::main(&args)?,
         Command::CniAgent(args) => cni::agent(args)?,
+        Command::Inject(args) => return inject::main(&args),
         Command::Demo(args) => return demo::main(&args),
         Command::DemoApp(args) => demo::apps::main(&args)?,
         Command::Audit(AuditCommand::Verify { state }) => println!("{}", weft_control_plane::verify_audit(&state)?),

@@ -1,4 +1,5 @@
-//! The sidecar's binary: `weft-proxy` runs it, `weft-proxy init` writes the redirect rules.
+//! The sidecar's binary: `weft-proxy` runs it, `weft-proxy init` writes the redirect rules, `weft-proxy validate` proves
+//! that they are at work.
 use clap::{Parser, Subcommand};
 use weft_proxy::config::{ProxyArgs, Settings};
 use weft_proxy::redirect;
@@ -20,6 +21,8 @@ struct Cli {
 enum Command {
     /// Write (or remove) the rules that redirect this network namespace's connections to the sidecar.
     Init(redirect::InitArgs),
+    /// Prove that this network namespace's connections are redirected, before the sidecar starts.
+    Validate(redirect::ValidateArgs),
 }
 
 fn main() -> anyhow::Result<()> {
@@ -27,6 +30,10 @@ fn main() -> anyhow::Result<()> {
     match (cli.command, cli.proxy) {
         (Some(Command::Init(args)), _) => {
             println!("{}", redirect::run_init(&args)?);
+            Ok(())
+        }
+        (Some(Command::Validate(args)), _) => {
+            println!("{}", redirect::run_validate(&args)?);
             Ok(())
         }
         (None, Some(args)) => weft_proxy::app::run(Settings::resolve(args)?),

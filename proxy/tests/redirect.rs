@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, UdpSocket};
 use weft_loadtests::lab::{self, Lab, Pod, PodSpec, Program, Task, testing};
-use weft_proxy::redirect::{self, Counter, ProxyTraffic, Rules};
+use weft_proxy::redirect::{self, Counter, List, ProxyTraffic, Rules, ValidateArgs, ValidateError, ValidateReport};
 use weft_proxy::telemetry::{
     AccessLogMode, DEFAULT_SERIES_BUDGET, Direction, Ends, Kind, LineSink, OtlpSettings, Outcome, Party, Protocol,
     RequestEvent, Telemetry, TelemetrySettings,
@@ -41,6 +41,7 @@ fn main() {
         ("udp_passes_and_is_counted", udp_passes_and_is_counted),
         ("installing_twice_is_installing_once", installing_twice_is_installing_once),
         ("cleanup_removes_all_and_may_be_repeated", cleanup_removes_all_and_may_be_repeated),
+        ("rules_of_somebody_else_are_proven_and_their_absence_too", rules_of_somebody_else_are_proven),
         ("without_the_capability_the_error_names_it", without_the_capability_the_error_names_it),
     ]);
 }
@@ -325,6 +326,51 @@ fn cleanup_removes_all_and_may_be_repeated() -> Result<()> {
     ensure!(counters(&scene.pod)?.is_empty());
     let there = SocketAddr::new(scene.elsewhere.addresses()[0], 8080);
     ensure!(answer(&scene.pod, there, None)? == "elsewhere");
+    Ok(())
+}
+
+fn rules_of_somebody_else_are_proven() -> Result<()> {
+    let lab = Lab::new("validate")?;
+    let pod = lab.pod(PodSpec::new("pod"))?;
+    let args = |skip: &str, timeout| {
+        let skip_subnets = redirect::parse_subnets(skip).map_err(anyhow::Error::msg)?;
+        anyhow::Ok(ValidateArgs {
+            outbound_port: OUTBOUND,
+            skip_outbound_ports: List(Vec::new()),
+            skip_subnets,
+            timeout,
+        })
+    };
+    let prove = |args: ValidateArgs| pod.run(move || async move { redirect::run_validate(&args) });
+
+    match prove(args("", Duration::ZERO)?)? {
+        Err(fault @ ValidateError::NotCaptured { family: "IPv4", .. }) => {
+            ensure!(fault.to_string().contains("kubectl get pods"), "{fault}");
+        }
+        other => anyhow::bail!("there are no rules: {other:?}"),
+    }
+    let skip = "192.0.2.0/24,3fff::/16";
+    let rules = Rules { skip_subnets: redirect::parse_subnets(skip).map_err(anyhow::Error::msg)?.0, ..rules() };
+    pod.run(move || async move { redirect::install(&rules) })??;
+    for (skipped, captured, whole) in [
+        (skip, &["IPv4", "IPv6"][..], &[][..]),
+        ("192.0.2.0/24,::/0", &["IPv4"], &["IPv6"]),
+        ("0.0.0.0/0,::/0", &[], &["IPv4", "IPv6"]),
+    ] {
+        let report = prove(args(skipped, PATIENCE)?)??;
+        let expected = ValidateReport { captured: captured.to_vec(), skipped: whole.to_vec() };
+        ensure!(report == expected, "{skipped}: {report:?}");
+    }
+    match prove(args("", Duration::ZERO)?)? {
+        Err(ValidateError::NotCaptured { family: "IPv4", .. }) => {}
+        other => anyhow::bail!("the rules leave alone what is not known to be left alone: {other:?}"),
+    }
+    let taken = pod.listen(OUTBOUND)?;
+    match prove(args(skip, PATIENCE)?)? {
+        Err(ValidateError::Listen(..)) => {}
+        other => anyhow::bail!("a sidecar is there already: {other:?}"),
+    }
+    drop(taken);
     Ok(())
 }
 

@@ -42,7 +42,7 @@ async fn run(settings: &Settings) -> anyhow::Result<()> {
     // Before the plugin is installed: from then on it asks.
     let socket = serve::bind(&settings.socket).with_context(|| format!("--socket {}", settings.socket.display()))?;
     let own_socket = inode(&settings.socket);
-    let pods = Arc::new(Pods::new(client.clone(), readiness.clone()));
+    let pods = Arc::new(Pods::new(client.clone(), readiness.clone(), settings.delete_stuck_pods));
     let leaving = async {
         tokio::select! {
             _ = terminate.recv() => {}

@@ -10,7 +10,7 @@ use super::wire::{Answer, Redirect};
 
 const SIDECAR: &str = "weft-proxy";
 /// Checks that connections are captured, and holds the pod up if they are not.
-const VALIDATE: &str = "weft-validate";
+pub(super) const VALIDATE: &str = "weft-validate";
 
 /// User of the sidecar's container.
 const PROXY_UID: u32 = 2102;

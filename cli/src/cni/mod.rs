@@ -10,7 +10,7 @@
 //! before it pass unaltered, and of their configuration no byte but the list of plugins is touched.
 //!
 //! [`plugin`] and [`protocol`] are the plugin, [`wire`] is what it and the agent say to each other, the rest is the agent:
-//! [`agent`] puts it together, [`answer`] judges a pod, [`conflist`] edits configurations; both are pure.
+//! [`agent`] puts it together, [`answer`] and [`stuck`] judge a pod, [`conflist`] edits configurations; these are pure.
 mod agent;
 mod answer;
 mod conflist;
@@ -24,6 +24,7 @@ mod protocol;
 mod ready;
 mod serve;
 mod settings;
+mod stuck;
 mod wire;
 
 use std::process::ExitCode;

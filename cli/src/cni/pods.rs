@@ -2,13 +2,14 @@
 //!
 //! An answer of the watch needs no API server at that moment. A pod is told from a later one of the same name by its UID.
 //! Of each pod only the answer is kept.
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures_util::{StreamExt, pin_mut};
 use k8s_openapi::api::core::v1::Pod;
+use kube::api::{DeleteParams, Preconditions};
 use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Api, Client};
@@ -16,6 +17,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::answer::{judge, uids};
 use super::ready::Readiness;
+use super::stuck::{has_controller, is_held_up};
 use super::wire::{Answer, Question};
 
 /// How long one request to the API server may take.
@@ -36,17 +38,29 @@ struct Known {
 pub(super) struct Pods {
     client: Client,
     known: Mutex<HashMap<Key, Known>>,
+    /// UIDs of pods that this agent had redirected.
+    redirected: Mutex<HashSet<String>>,
     cri_o: AtomicBool,
     readiness: Readiness,
+    delete_stuck: bool,
 }
 
 impl Pods {
-    pub(super) fn new(client: Client, readiness: Readiness) -> Self {
-        Self { client, known: Mutex::default(), cri_o: AtomicBool::new(false), readiness }
+    pub(super) fn new(client: Client, readiness: Readiness, delete_stuck: bool) -> Self {
+        let (known, redirected, cri_o) = (Mutex::default(), Mutex::default(), AtomicBool::new(false));
+        Self { client, known, redirected, cri_o, readiness, delete_stuck }
     }
 
     /// What is to be done with the pod that `question` names.
     pub(super) async fn answer(&self, question: &Question) -> Answer {
+        let answer = self.look_up(question).await;
+        if let (Answer::Redirect(_), Some(uid)) = (&answer, &question.uid) {
+            locked(&self.redirected).insert(uid.clone());
+        }
+        answer
+    }
+
+    async fn look_up(&self, question: &Question) -> Answer {
         if let Some(known) = self.known(question) {
             return known;
         }
@@ -85,6 +99,11 @@ impl Pods {
                     if !matches!(event, Event::Init) {
                         self.readiness.api(Ok(()));
                     }
+                    if let Event::InitApply(pod) | Event::Apply(pod) = &event
+                        && is_held_up(pod)
+                    {
+                        self.release(pod).await;
+                    }
                     self.apply(event, &mut listed);
                 }
                 Err(fault) => {
@@ -106,8 +125,35 @@ impl Pods {
         self.cri_o.load(Ordering::Relaxed)
     }
 
+    /// Deletes a pod whose network was made without the plugin, so that it is made anew. One that this agent had
+    /// redirected is held up by something else, which another one would meet too.
+    async fn release(&self, pod: &Pod) {
+        let (namespace, name) = key(pod);
+        if uids(pod).iter().any(|uid| locked(&self.redirected).contains(uid)) {
+            tracing::warn!(namespace, name, "its redirect rules were written, but weft-validate fails: see its log");
+            return;
+        }
+        if !(self.delete_stuck && has_controller(pod)) {
+            tracing::warn!(namespace, name, "it started before the plugin was there and cannot go on: delete the pod");
+            return;
+        }
+        if !self.readiness.is_installed() {
+            return;
+        }
+        let api: Api<Pod> = Api::namespaced(self.client.clone(), &namespace);
+        let this_one = Preconditions { uid: pod.metadata.uid.clone(), ..Preconditions::default() };
+        let deletion = DeleteParams { preconditions: Some(this_one), ..DeleteParams::default() };
+        match timeout(REQUEST, api.delete(&name, &deletion)).await {
+            Ok(Ok(_)) => tracing::info!(namespace, name, "deleted: it started before the plugin was there"),
+            Ok(Err(fault)) => {
+                tracing::warn!(namespace, name, why = said(&fault), "it started before the plugin was there, but stays")
+            }
+            Err(_) => tracing::warn!(namespace, name, "it started before the plugin was there, but stays: no answer"),
+        }
+    }
+
     fn apply(&self, event: Event<Pod>, listed: &mut HashMap<Key, Known>) {
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = locked(&self.known);
         let entry = |pod: &Pod| {
             if runs_on_cri_o(pod) {
                 self.cri_o.store(true, Ordering::Relaxed);
@@ -117,16 +163,28 @@ impl Pods {
         match event {
             Event::Init => listed.clear(),
             Event::InitApply(pod) => listed.extend([entry(&pod)]),
-            Event::InitDone => *known = std::mem::take(listed),
+            Event::InitDone => {
+                let before = std::mem::replace(&mut *known, std::mem::take(listed));
+                let there: HashSet<&String> = known.values().flat_map(|known| &known.uids).collect();
+                let gone = before.values().flat_map(|known| &known.uids).filter(|uid| !there.contains(uid));
+                let mut redirected = locked(&self.redirected);
+                for uid in gone {
+                    redirected.remove(uid);
+                }
+            }
             Event::Apply(pod) => known.extend([entry(&pod)]),
-            Event::Delete(pod) => drop(known.remove(&key(&pod))),
+            Event::Delete(pod) => {
+                if let Some(gone) = known.remove(&key(&pod)) {
+                    locked(&self.redirected).retain(|uid| !gone.uids.contains(uid));
+                }
+            }
         }
     }
 
     fn known(&self, question: &Question) -> Option<Answer> {
         // Without UID it may be one of the same name that is gone.
         question.uid.as_ref()?;
-        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = locked(&self.known);
         let found = known.get(&(question.namespace.clone(), question.name.clone()))?;
         is_meant(&found.uids, question).then(|| found.answer.clone())
     }
@@ -144,6 +202,11 @@ pub(super) fn said(fault: &kube::Error) -> String {
         kube::Error::Api(status) => format!("{} ({})", status.message, status.code),
         fault => fault.to_string(),
     }
+}
+
+/// Locks what no panic can leave half-changed.
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn key(pod: &Pod) -> Key {

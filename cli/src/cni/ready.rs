@@ -52,6 +52,11 @@ impl Readiness {
         self.0.send_modify(|missing| missing.api = state.err());
     }
 
+    /// Whether plugin and entry are in their places.
+    pub(super) fn is_installed(&self) -> bool {
+        self.0.borrow().node.is_none()
+    }
+
     fn reasons(&self) -> Vec<String> {
         let missing = self.0.borrow();
         missing.node.iter().chain(&missing.api).cloned().collect()

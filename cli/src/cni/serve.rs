@@ -71,7 +71,7 @@ async fn serve(stream: UnixStream, pods: &Pods) -> io::Result<()> {
     let (namespace, pod) = (&question.namespace, &question.name);
     match &answer {
         Answer::Pass => tracing::debug!(namespace, pod, "left alone"),
-        Answer::Redirect(redirect) => tracing::info!(namespace, pod, ?redirect, "to be redirected"),
+        Answer::Redirect(_) => tracing::info!(namespace, pod, "to be redirected"),
         Answer::Invalid { reason } => tracing::warn!(namespace, pod, reason, "not to be started"),
         Answer::Unknown { reason } => tracing::warn!(namespace, pod, reason, "not known yet"),
     }

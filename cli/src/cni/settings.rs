@@ -39,6 +39,10 @@ pub(crate) struct AgentArgs {
     /// Unix socket that the plugin asks, at the same path on the node.
     #[arg(long, env = "WEFT_CNI_SOCKET", default_value = protocol::SOCKET)]
     pub(super) socket: PathBuf,
+    /// Delete a pod that started before the plugin was there and is held up since, if something makes it anew. Without
+    /// this such a pod waits until somebody deletes it.
+    #[arg(long, env = "WEFT_CNI_DELETE_STUCK_PODS")]
+    pub(super) delete_stuck_pods: bool,
     /// Address of /ready and /live.
     #[arg(long, env = "WEFT_CNI_LISTEN", default_value = "127.0.0.1:4292")]
     pub(super) listen: SocketAddr,
@@ -58,6 +62,7 @@ pub(super) struct Settings {
     pub(super) daemon_set: String,
     pub(super) socket: PathBuf,
     pub(super) listen: SocketAddr,
+    pub(super) delete_stuck_pods: bool,
     pub(super) host: Host,
 }
 
@@ -113,6 +118,7 @@ impl Settings {
             daemon_set: args.daemon_set.clone(),
             socket: args.socket.clone(),
             listen: args.listen,
+            delete_stuck_pods: args.delete_stuck_pods,
             host: Host {
                 bin_dir: args.bin_dir.clone(),
                 conf_dir: args.conf_dir.clone(),

@@ -7,10 +7,10 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use weft_loadtests::lab::testing::Test;
-use weft_loadtests::lab::{Lab, Process, Program, Signal, Task};
+use weft_loadtests::lab::{Lab, PodSpec, Process, Program, Signal, Task};
 use weft_loadtests::mesh::{eventually, get};
 
-use crate::api::Cluster;
+use crate::api::{Cluster, pod};
 use crate::call::{Call, PREVIOUS};
 
 pub const TESTS: &[Test] = &[
@@ -22,6 +22,7 @@ pub const TESTS: &[Test] = &[
     ("remove_takes_the_plugin_off_a_node_without_any_cluster", remove),
     ("pods_that_were_seen_are_known_while_the_api_server_is_away", api_away),
     ("a_pod_that_the_watch_has_not_seen_is_asked_for", asked_for),
+    ("a_pod_that_came_before_the_plugin_is_deleted_once_where_that_is_wanted", stuck),
     ("all_faults_of_the_settings_are_told_together", faults),
 ];
 
@@ -44,8 +45,12 @@ pub struct Node {
 impl Node {
     /// With `cluster`, and an agent that is ready.
     pub fn start(name: &str, cluster: Cluster) -> Result<Self> {
+        Self::start_with(name, cluster, &[])
+    }
+
+    fn start_with(name: &str, cluster: Cluster, flags: &[&str]) -> Result<Self> {
         let mut node = Self::without_agent(name, cluster)?;
-        node.start_agent()?;
+        node.start_agent(flags)?;
         Ok(node)
     }
 
@@ -68,8 +73,8 @@ impl Node {
             .args(["--socket".to_owned(), folder("run/cni.sock")])
     }
 
-    fn start_agent(&mut self) -> Result<()> {
-        let agent = self.program().args(["--node-name", "node-1", "--namespace", "weft-system"]);
+    fn start_agent(&mut self, flags: &[&str]) -> Result<()> {
+        let agent = self.program().args(["--node-name", "node-1", "--namespace", "weft-system"]).args(flags);
         let process = self.lab.switch().spawn(agent.env("KUBECONFIG", &self.kubeconfig))?;
         self.agent = Some(process);
         self.wait_until_ready()
@@ -82,6 +87,15 @@ impl Node {
     fn wait_until_ready(&self) -> Result<()> {
         eventually("the agent is ready", PATIENCE, || Ok(self.ready().is_ok_and(|(status, _)| status == 200)))
             .with_context(|| self.agent.as_ref().map(|agent| agent.stdout() + &agent.stderr()).unwrap_or_default())
+    }
+
+    /// Until the agent has heard of the pod, which is not meshed, it asks.
+    fn wait_until_heard_of(&self, name: &str) -> Result<()> {
+        eventually("the agent has heard of the pod", PATIENCE, || {
+            let before = self.cluster.gets();
+            self.call("ADD", name, node_itself()).run()?.succeeded(PREVIOUS)?;
+            Ok(self.cluster.gets() == before)
+        })
     }
 
     /// Stops the agent as a kubelet does.
@@ -176,7 +190,7 @@ fn restart() -> Result<()> {
     ensure!(node.conf("10-n.conflist")?.contains("weft-cni") && node.files("bin")? == ["weft-cni"]);
     node.call("ADD", "plain", node_itself()).run()?.failed(11, "not ready")?;
     node.call("DEL", "plain", node_itself()).run()?.succeeded("")?;
-    node.start_agent()?;
+    node.start_agent(&[])?;
     node.call("ADD", "plain", node_itself()).run()?.succeeded(PREVIOUS)
 }
 
@@ -211,13 +225,7 @@ fn api_away() -> Result<()> {
     let node = Node::start("away", cluster)?;
     node.cluster.add("told", json!({}), json!([]), true);
     node.cluster.add("late", json!({}), json!([]), false);
-    // Until the agent has heard of it, it asks.
-    let heard = || {
-        let before = node.cluster.gets();
-        node.call("ADD", "told", node_itself()).run()?.succeeded(PREVIOUS)?;
-        Ok(node.cluster.gets() == before)
-    };
-    eventually("the agent has heard of the pod", PATIENCE, heard)?;
+    node.wait_until_heard_of("told")?;
     node.cluster.refuse(500);
     for name in ["seen", "told"] {
         node.call("ADD", name, node_itself()).run()?.succeeded(PREVIOUS)?;
@@ -238,6 +246,43 @@ fn asked_for() -> Result<()> {
     // Of the same name, but another one: this one may be gone already.
     let other = "K8S_POD_NAMESPACE=shop;K8S_POD_NAME=late;K8S_POD_UID=other";
     node.call("ADD", "late", node_itself()).set("CNI_ARGS", other).run()?.failed(11, "with UID other")
+}
+
+/// A pod whose check has failed.
+fn held_up(name: &str, owned: bool) -> Value {
+    let mut pod = pod(name, json!({}), meshed());
+    if owned {
+        let owner = json!({"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "r", "uid": "r", "controller": true});
+        pod["metadata"]["ownerReferences"] = json!([owner]);
+    }
+    let failed = json!({"terminated": {"exitCode": 1, "reason": "Error"}});
+    pod["status"] = json!({"initContainerStatuses": [{
+        "name": "weft-validate", "ready": false, "restartCount": 1, "image": "i", "imageID": "i", "lastState": failed,
+        "state": {"waiting": {"reason": "CrashLoopBackOff"}},
+    }]});
+    pod
+}
+
+fn stuck() -> Result<()> {
+    let node = Node::start_with("stuck", Cluster::new(), &["--delete-stuck-pods"])?;
+    // This one was redirected: what holds it up would hold up the next one too.
+    node.cluster.put(held_up("redirected", true), false);
+    let pod = node.lab.pod(PodSpec::new("redirected"))?;
+    let (_pause, netns) = crate::capture::netns(&pod)?;
+    node.call("ADD", "redirected", &netns).run()?.succeeded(PREVIOUS)?;
+    for (name, owned) in [("redirected", true), ("bare", false), ("early", true)] {
+        node.cluster.put(held_up(name, owned), true);
+    }
+    eventually("the pod that came too early is deleted", PATIENCE, || Ok(!node.cluster.deleted().is_empty()))?;
+    ensure!(node.cluster.deleted() == ["early"], "{:?}", node.cluster.deleted());
+
+    // Unless it is asked to, it deletes nothing; the last event of several has been seen when its pod is known.
+    let node = Node::start("kept", Cluster::new())?;
+    node.cluster.put(held_up("early", true), true);
+    node.cluster.add("last", json!({}), json!([]), true);
+    node.wait_until_heard_of("last")?;
+    ensure!(node.cluster.deleted().is_empty(), "{:?}", node.cluster.deleted());
+    Ok(())
 }
 
 fn faults() -> Result<()> {

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use anyhow::Result;
 use bytes::Bytes;
 use futures_util::StreamExt;
-use http::{Request, Response, StatusCode};
+use http::{Method, Request, Response, StatusCode};
 use http_body_util::StreamBody;
 use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt, Full};
@@ -34,6 +34,7 @@ struct State {
     events: Vec<String>,
     watches: broadcast::Sender<String>,
     gets: usize,
+    deleted: Vec<String>,
 }
 
 impl Cluster {
@@ -41,7 +42,15 @@ impl Cluster {
     pub fn new() -> Self {
         let daemon_set = Some(json!({"metadata": {"name": "weft-cni", "namespace": "weft-system", "uid": "d"}}));
         let (watches, _) = broadcast::channel(64);
-        let state = State { pods: Vec::new(), refuses: 0, daemon_set, events: Vec::new(), watches, gets: 0 };
+        let state = State {
+            pods: Vec::new(),
+            refuses: 0,
+            daemon_set,
+            events: Vec::new(),
+            watches,
+            gets: 0,
+            deleted: Vec::new(),
+        };
         Self(Arc::new(Mutex::new(state)))
     }
 
@@ -51,14 +60,14 @@ impl Cluster {
 
     /// Adds a pod of namespace `shop`, and tells those who watch if `told`.
     pub fn add(&self, name: &str, annotations: Value, init_containers: Value, told: bool) {
+        self.put(pod(name, annotations, init_containers), told);
+    }
+
+    /// Adds `pod` as it is.
+    pub fn put(&self, mut pod: Value, told: bool) {
         self.state(|state| {
             let version = state.events.len() + usize::from(told);
-            let pod = json!({
-                "apiVersion": "v1", "kind": "Pod",
-                "metadata": {"namespace": "shop", "name": name, "uid": format!("{name}-uid"), "annotations": annotations,
-                             "resourceVersion": version.to_string()},
-                "spec": {"nodeName": "node-1", "initContainers": init_containers, "containers": [{"name": "app"}]},
-            });
+            pod["metadata"]["resourceVersion"] = json!(version.to_string());
             if told {
                 let event = format!("{}\n", json!({"type": "ADDED", "object": pod}));
                 state.events.push(event.clone());
@@ -67,6 +76,11 @@ impl Cluster {
             }
             state.pods.push(pod);
         });
+    }
+
+    /// Names of the pods that were deleted, one request each.
+    pub fn deleted(&self) -> Vec<String> {
+        self.state(|state| state.deleted.clone())
     }
 
     pub fn refuse(&self, code: u16) {
@@ -132,6 +146,10 @@ impl Cluster {
                 return object(StatusCode::OK, &list);
             }
             let found = match path.split('/').collect::<Vec<_>>().as_slice() {
+                ["", "api", "v1", "namespaces", "shop", "pods", name] if request.method() == Method::DELETE => {
+                    state.deleted.push((*name).to_owned());
+                    state.pods.iter().find(|pod| pod["metadata"]["name"] == *name)
+                }
                 ["", "api", "v1", "namespaces", "shop", "pods", name] => {
                     state.gets += 1;
                     state.pods.iter().find(|pod| pod["metadata"]["name"] == *name)
@@ -147,6 +165,15 @@ impl Cluster {
             found.map_or_else(|| failure(404), |found| object(StatusCode::OK, found))
         })
     }
+}
+
+/// A pod of namespace `shop` on this node.
+pub fn pod(name: &str, annotations: Value, init_containers: Value) -> Value {
+    json!({
+        "apiVersion": "v1", "kind": "Pod",
+        "metadata": {"namespace": "shop", "name": name, "uid": format!("{name}-uid"), "annotations": annotations},
+        "spec": {"nodeName": "node-1", "initContainers": init_containers, "containers": [{"name": "app"}]},
+    })
 }
 
 fn object(status: StatusCode, object: &Value) -> Response<BoxBody<Bytes, Infallible>> {

@@ -27,7 +27,7 @@ pub const TESTS: &[Test] = &[
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// The path by which a container runtime names the pod's network namespace: of a process that is in it.
-fn netns(pod: &Pod) -> Result<(Process, PathBuf)> {
+pub fn netns(pod: &Pod) -> Result<(Process, PathBuf)> {
     let pause = pod.spawn(Program::new("sleep").arg("600"))?;
     let path = PathBuf::from(format!("/proc/{}/ns/net", pause.id()));
     Ok((pause, path))

@@ -76,7 +76,7 @@ pub fn are_documented() -> Result<()> {
 
 /// By promtool: valid, and each alert comes when it should and not otherwise.
 pub fn keep_their_unit_tests() -> Result<()> {
-    let tests = Path::new(CHART).join("files/rules/tests/weft.yaml");
+    let tests = Path::new(CHART).join("ci/rules-test.yaml");
     let text = std::fs::read_to_string(&tests)?;
     for rule in read()? {
         let tested = text.contains(&format!("alertname=\"{}\"", rule.alert)) || rule.alert.is_empty();

@@ -7,6 +7,7 @@
 mod fixture;
 mod mesh;
 mod scale;
+mod status;
 mod webhooks;
 
 use libtest_mimic::{Arguments, Trial};
@@ -15,7 +16,7 @@ use weft_loadtests::lab::testing::Test;
 
 fn main() {
     weft_certs::install_crypto_provider();
-    let tests: Vec<Test> = [mesh::TESTS, scale::TESTS, webhooks::TESTS].concat();
+    let tests: Vec<Test> = [mesh::TESTS, scale::TESTS, status::TESTS, webhooks::TESTS].concat();
     let missing = assets().err();
     let trial = |(name, test): Test| match &missing {
         None => Trial::test(name, move || test().map_err(|error| format!("{error:?}").into())),

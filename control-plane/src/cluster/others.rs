@@ -50,6 +50,9 @@ pub async fn follow(cluster: Cluster, others: watch::Sender<Vec<Replica>>, stop:
 /// The replicas that `slices` name, without the pod `me`; each once, though it may have an address of either family.
 fn replicas(slices: &[EndpointSlice], me: &str) -> Vec<Replica> {
     let mut found: Vec<Replica> = Vec::new();
+    let mut slices: Vec<&EndpointSlice> = slices.iter().collect();
+    // Whoever listens for IPv6 listens for IPv4 too, but not the other way round.
+    slices.sort_by_key(|slice| &slice.address_type);
     for slice in slices {
         let ports = slice.ports.iter().flatten();
         let ports: Vec<(Option<&str>, i32)> =
@@ -79,11 +82,12 @@ mod tests {
     use super::*;
 
     fn slice(port: Value, endpoints: &[(&str, &str)]) -> EndpointSlice {
+        let v6 = endpoints.iter().any(|(_, address)| address.contains(':'));
         let endpoints: Vec<Value> = endpoints
             .iter()
             .map(|(pod, address)| json!({"addresses": [address], "targetRef": {"kind": "Pod", "name": pod}}))
             .collect();
-        let slice = json!({"addressType": "IPv4", "metadata": {}, "ports": [port], "endpoints": endpoints});
+        let slice = json!({"addressType": if v6 { "IPv6" } else { "IPv4" }, "metadata": {}, "ports": [port], "endpoints": endpoints});
         serde_json::from_value(slice).expect("a slice")
     }
 
@@ -96,7 +100,7 @@ mod tests {
             ("one more", vec![slice(grpc.clone(), &[("me", "10.0.0.1"), ("b", "10.0.0.2")])], "b 10.0.0.2:4999"),
             (
                 "both families",
-                vec![slice(grpc.clone(), &[("b", "10.0.0.2")]), slice(grpc.clone(), &[("b", "fd00::2")])],
+                vec![slice(grpc.clone(), &[("b", "fd00::2")]), slice(grpc.clone(), &[("b", "10.0.0.2")])],
                 "b 10.0.0.2:4999",
             ),
             ("a port by its number", vec![slice(json!({"port": 4280}), &[("b", "fd00::2")])], "b [fd00::2]:4280"),

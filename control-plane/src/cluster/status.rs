@@ -45,6 +45,8 @@ const AT_ONCE: usize = 8;
 const PATIENCE: Duration = Duration::from_secs(5);
 /// After the API server refused or did not answer.
 const REST: Duration = Duration::from_secs(5);
+/// A write that was refused as outdated is tried again after so long, though nothing was heard of a change.
+const REFUSED_FOR: Duration = Duration::from_secs(60);
 /// A policy must apply to nothing for so long before an event says so: it may be there before its workloads are.
 const IDLE_FOR: Duration = Duration::from_secs(30);
 /// Who owns what is written, for the API server.
@@ -90,6 +92,9 @@ struct Memory {
     looked_at: Option<(u64, u64, (Vec<u64>, Vec<String>))>,
     /// What differs and is not due yet: since when.
     waiting: BTreeMap<ResourceKey, (Change, Instant)>,
+    /// What the API server knew to be another by then: as it was judged, and when. It is judged again when the watch brings
+    /// the other.
+    refused: BTreeMap<ResourceKey, (Object, Instant)>,
     /// Policies whose references lead nowhere: since when, and whether an event said so.
     idle: BTreeMap<ResourceKey, (Instant, bool)>,
 }
@@ -147,17 +152,20 @@ impl Writer {
         due.sort_by(|a, b| a.change.cmp(&b.change).then_with(|| b.judged.generation.cmp(&a.judged.generation)));
         let more = due.len() > WRITES;
         due.truncate(WRITES);
-        let results: Vec<StatusResult> =
-            futures_util::stream::iter(due).map(|write| self.write(write)).buffer_unordered(AT_ONCE).collect().await;
-        if results.iter().any(|result| matches!(result, StatusResult::error | StatusResult::conflict)) {
-            // What was judged must be judged again, whether or not anything is heard of it.
-            memory.looked_at = None;
+        let written = |write: Write| async move {
+            let result = self.write(&write).await;
+            (write, result)
+        };
+        let results: Vec<(Write, Result<StatusResult, String>)> =
+            futures_util::stream::iter(due).map(written).buffer_unordered(AT_ONCE).collect().await;
+        for (write, _) in results.iter().filter(|(_, result)| *result == Ok(StatusResult::conflict)) {
+            memory.refused.insert(write.key.clone(), (write.judged.clone(), Instant::now()));
         }
-        match results.contains(&StatusResult::error) {
-            true => Round::Failed,
-            false if more => Round::More,
-            false => Round::Done,
+        if let Some(fault) = results.iter().find_map(|(_, result)| result.as_ref().err()) {
+            tracing::warn!(fault, "cannot write the status of a resource; trying again in {REST:?}");
+            return Round::Failed;
         }
+        if more { Round::More } else { Round::Done }
     }
 
     /// What every status is to say, and which are to be written now.
@@ -165,12 +173,12 @@ impl Writer {
         let sidecars = Sidecars::new(targets, &reports.reports);
         // In whole seconds, as the API has times.
         let (now, clock) = (Instant::now(), Timestamp::from_second(Timestamp::now().as_second()).unwrap_or_default());
+        memory.refused.retain(|_, (_, at)| now.duration_since(*at) < REFUSED_FOR);
         let (mut due, mut waiting, mut idle) = (Vec::new(), BTreeMap::new(), BTreeMap::new());
         for (key, object) in self.objects.snapshot() {
             let target = targets.policies.get(&key);
             // The object is known before what it says is published: until then nothing is known of this generation.
             if object.error.is_none() && object.content != target.map(|target| target.fingerprint) {
-                memory.looked_at = None;
                 continue;
             }
             let programmed = match key.kind {
@@ -188,6 +196,9 @@ impl Writer {
                 }
                 idle.insert(key.clone(), (since, said || due));
             }
+            if memory.refused.get(&key).is_some_and(|(judged, _)| *judged == object) {
+                continue;
+            }
             let Some(change) = plan::change(&object.status, &before, &wanted, object.generation) else { continue };
             let known = memory.waiting.get(&key).filter(|(known, _)| *known == change);
             let since = known.map_or(now, |(_, since)| *since);
@@ -203,34 +214,28 @@ impl Writer {
         due
     }
 
-    async fn write(&self, write: Write) -> StatusResult {
+    async fn write(&self, write: &Write) -> Result<StatusResult, String> {
         let Write { key, judged, wanted, .. } = write;
         let status = plan::with(&judged.status, &wanted, judged.generation);
-        let sent = tokio::time::timeout(PATIENCE, self.patch(&key, &judged, &status)).await;
+        let sent = tokio::time::timeout(PATIENCE, self.patch(key, judged, &status)).await;
         let result = match sent {
-            Ok(Ok(())) => StatusResult::written,
-            Ok(Err(kube::Error::Api(refused))) if refused.code == 404 => StatusResult::gone,
+            Ok(Ok(())) => Ok(StatusResult::written),
+            Ok(Err(kube::Error::Api(refused))) if refused.code == 404 => Ok(StatusResult::gone),
             // The API server answers 422 where a test of the patch does not hold.
             Ok(Err(kube::Error::Api(refused))) if matches!(refused.code, 409 | 422) => {
                 tracing::debug!(resource = %key, fault = refused.message, "the status is judged again");
-                StatusResult::conflict
+                Ok(StatusResult::conflict)
             }
-            Ok(Err(fault)) => {
-                tracing::warn!(resource = %key, %fault, "cannot write the status; trying again in {REST:?}");
-                StatusResult::error
-            }
-            Err(_) => {
-                tracing::warn!(resource = %key, "cannot write the status: no answer; trying again in {REST:?}");
-                StatusResult::error
-            }
+            Ok(Err(fault)) => Err(format!("{key}: {fault}")),
+            Err(_) => Err(format!("{key}: no answer")),
         };
-        self.metrics.status_written(result);
-        if result == StatusResult::written {
+        self.metrics.status_written(result.clone().unwrap_or(StatusResult::error));
+        if result == Ok(StatusResult::written) {
             let refused = wanted.iter().find(|condition| condition.type_ == ACCEPTED && condition.status == "False");
             if let Some(refused) = refused {
-                self.events.tell(notice(&key, &judged, refused));
+                self.events.tell(notice(key, judged, refused));
             }
-            self.objects.written(&key, &judged, status);
+            self.objects.written(key, judged, status);
         }
         result
     }

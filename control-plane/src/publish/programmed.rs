@@ -7,7 +7,7 @@ use std::time::UNIX_EPOCH;
 use aws_lc_rs::digest;
 use tokio::sync::watch;
 use weft_api::report::{PolicyName, Report, SidecarReport};
-use weft_api::resource::{AuthorizationPolicy, NamespacedName, Resource, Subject, Target, Workload};
+use weft_api::resource::{AuthorizationPolicy, NamespacedName, Resource, Service, Subject, Target, Workload};
 
 use super::{Published, Publisher, Sidecar, State};
 use crate::model::Endpoints;
@@ -155,19 +155,30 @@ impl State {
     fn targets_of(&self, namespace: &str, all: &[TargetWorkload], policies: &mut BTreeMap<ResourceKey, PolicyTarget>) {
         let first = all.partition_point(|workload| workload.name.namespace.as_str() < namespace);
         let model = &self.model;
+        // Of a namespace's Services only those matter that a policy names.
+        let authorization = model.authorization_policies(namespace).map(|policy| &policy.target);
+        let rate_limit = model.rate_limit_policies(namespace).map(|policy| &policy.target);
+        let named = authorization.chain(rate_limit).flat_map(|target| match target {
+            Target::Services(names) => names.as_slice(),
+            Target::Namespace | Target::Labels(_) => &[],
+        });
+        let named: BTreeSet<&String> = named.collect();
+        let service = |name: &str| model.service(&NamespacedName::new(namespace, name));
+        let services: Vec<&Service> = named.into_iter().filter_map(|name| service(name)).collect();
         let workloads: Vec<(&Workload, Vec<NamespacedName>)> = model
             .workloads(namespace)
-            .map(|workload| (workload, model.services_of(workload).map(|service| service.name.clone()).collect()))
+            .map(|workload| {
+                let before = services.iter().filter(|service| service.selects(namespace, &workload.labels));
+                (workload, before.map(|service| service.name.clone()).collect())
+            })
             .collect();
         let target = |kind, name: &NamespacedName, target: &Target| {
             let applies = |(place, (workload, services)): (usize, &(&Workload, Vec<_>))| {
                 let subject = Subject { namespace, labels: &workload.labels, services };
                 target.applies_to(namespace, subject).then(|| u32::try_from(first + place).ok()).flatten()
             };
-            let missing =
-                |service: &&String| model.service(&NamespacedName::new(namespace, service.as_str())).is_none();
             let missing_services = match target {
-                Target::Services(names) => names.iter().filter(missing).cloned().collect(),
+                Target::Services(names) => names.iter().filter(|name| service(name).is_none()).cloned().collect(),
                 Target::Namespace | Target::Labels(_) => Vec::new(),
             };
             let key = ResourceKey { kind, name: name.clone() };
@@ -205,5 +216,108 @@ impl State {
     /// Whether a workload that is no pod has this account.
     fn is_declared(&self, account: &NamespacedName) -> bool {
         self.model.workloads(&account.namespace).any(|workload| workload.service_account == account.name)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::SystemTime;
+
+    use weft_api::resource::{DefaultPolicy, parse_documents};
+    use weft_certs::TrustDomain;
+
+    use super::*;
+    use crate::audit::Audit;
+    use crate::metrics::Metrics;
+    use crate::model::Model;
+    use crate::source::Batch;
+
+    const MESH: &str = r"
+apiVersion: policy.weft.dev/v1alpha1
+kind: Workload
+metadata: {name: orders-1, namespace: shop, labels: {app: orders}}
+spec: {addresses: [10.0.0.1], serviceAccount: declared}
+---
+apiVersion: policy.weft.dev/v1alpha1
+kind: Workload
+metadata: {name: stock-1, namespace: shop, labels: {app: stock}}
+spec: {addresses: [10.0.0.2], mesh: false}
+---
+apiVersion: policy.weft.dev/v1alpha1
+kind: Workload
+metadata: {name: before, namespace: attic, labels: {app: stock}}
+spec: {addresses: [10.0.0.3]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: stock, namespace: shop}
+spec: {selector: {app: stock}, ports: [{port: 80}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: stock, namespace: attic}
+spec: {selector: {app: nothing}, ports: [{port: 80}]}
+";
+
+    fn policy(spec: &str) -> String {
+        format!(
+            "apiVersion: policy.weft.dev/v1alpha1\nkind: AuthorizationPolicy\nmetadata: {{name: p, namespace: shop}}\nspec: {{action: Allow, {spec}}}\n"
+        )
+    }
+
+    fn targets(endpoints: Endpoints, yaml: &str) -> Targets {
+        let model = Model::with(TrustDomain::parse("cluster.local").expect("valid"), DefaultPolicy::Deny, endpoints);
+        let metrics = Metrics::default();
+        let audit = Arc::new(Audit::unwritten(metrics.clone()));
+        let publisher = Publisher::new(model, audit, metrics, SystemTime::now());
+        assert_eq!(publisher.targets(), None, "nothing is known before all is read");
+        let resources = parse_documents(yaml).into_iter().map(|resource| resource.expect("valid"));
+        let known = Event::ServiceAccount(NamespacedName::new("shop", "known"));
+        let events = resources.map(Event::Applied).chain([known]).collect();
+        publisher.apply(Batch { events, errors: Vec::new(), complete: true });
+        (*publisher.targets().expect("complete")).clone()
+    }
+
+    #[test]
+    fn a_policy_applies_to_workloads_of_its_namespace_and_what_it_misses_is_known() {
+        for (spec, workloads, services, accounts) in [
+            ("rules: []", "orders-1,stock-1", "", ""),
+            ("selector: {matchLabels: {app: orders}}", "orders-1", "", ""),
+            ("selector: {matchLabels: {app: nobody}}", "", "", ""),
+            ("targetRefs: [{kind: Service, name: stock}]", "stock-1", "", ""),
+            ("targetRefs: [{kind: Service, name: stcok}]", "", "stcok", ""),
+            ("targetRefs: [{kind: Service, name: stcok}, {kind: Service, name: stock}]", "stock-1", "stcok", ""),
+            (
+                "rules: [{from: [{serviceAccounts: [known, declared, ordres, attic/x]}]}]",
+                "orders-1,stock-1",
+                "",
+                "attic/x,shop/ordres",
+            ),
+        ] {
+            let targets = targets(Endpoints::Slices, &[MESH, &policy(spec)].join("---\n"));
+            let (_, target) = targets.policies.first_key_value().expect("one policy");
+            let names = target.workloads.iter().map(|place| targets.workloads[*place as usize].name.name.as_str());
+            assert_eq!(names.collect::<Vec<_>>().join(","), workloads, "{spec}");
+            assert_eq!(target.missing_services.join(","), services, "{spec}");
+            let missing: Vec<String> = target.missing_accounts.iter().map(ToString::to_string).collect();
+            assert_eq!(missing.join(","), accounts, "{spec}");
+        }
+    }
+
+    #[test]
+    fn on_a_host_no_account_is_missing_for_nobody_lists_them() {
+        let spec = policy("rules: [{from: [{serviceAccounts: [ordres]}]}]");
+        let targets = targets(Endpoints::Selectors, &spec);
+        assert_eq!(targets.policies.first_key_value().expect("one policy").1.missing_accounts, []);
+    }
+
+    #[test]
+    fn only_what_a_policy_says_makes_its_fingerprint() {
+        let of = |spec: &str| {
+            let targets = targets(Endpoints::Slices, &policy(spec));
+            targets.policies.first_key_value().expect("one policy").1.fingerprint
+        };
+        assert_eq!(of("rules: []"), of("mode: Enforce"));
+        assert_ne!(of("rules: []"), of("mode: Shadow"));
     }
 }

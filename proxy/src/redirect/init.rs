@@ -84,7 +84,7 @@ pub struct InitArgs {
 }
 
 /// The user of the sidecar's container.
-const PROXY_UID: u32 = 2102;
+pub(super) const PROXY_UID: u32 = 2102;
 
 /// Entries separated by commas; none when empty, as a template that had nothing to fill in leaves it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

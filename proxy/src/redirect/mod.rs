@@ -9,14 +9,16 @@
 //! Not redirected, and counted by a rule each: the proxy's own connections (by user or mark, else they would loop),
 //! loopback, the skipped ports and subnets, and always the admin port. UDP is never touched.
 //!
-//! [`rules`] decides what is written, [`netlink`] carries it. Needs CAP_NET_ADMIN in the network namespace, nothing else.
+//! `validate` proves that rules are at work which somebody else wrote. [`rules`] decides what is written, [`netlink`] carries it. Needs CAP_NET_ADMIN in the network namespace, nothing else.
 mod init;
 mod netlink;
 mod rules;
+mod validate;
 
 pub use init::{InitArgs, InitReport, List, PortRange, parse_ports, parse_subnets, run_init};
 pub use netlink::RedirectError;
 pub use rules::{ProxyTraffic, Rules};
+pub use validate::{ValidateArgs, ValidateError, ValidateReport, run_validate};
 
 /// What one rule has seen. NAT rules see the first packet of each connection, `uncaptured` sees every packet.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]

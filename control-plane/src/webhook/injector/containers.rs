@@ -29,7 +29,7 @@ pub(super) fn is_ours(container: &Value) -> bool {
 
 /// The init container that writes the redirect rules, or proves that they are there.
 pub(super) fn redirect(config: &InjectorConfig, settings: &Settings) -> Value {
-    let (name, command, security, env) = match config.redirect {
+    let (name, command, security) = match config.redirect {
         Redirect::Init => {
             let security = json!({
                 "allowPrivilegeEscalation": false,
@@ -41,9 +41,9 @@ pub(super) fn redirect(config: &InjectorConfig, settings: &Settings) -> Value {
                 "runAsUser": 0,
                 "seccompProfile": {"type": "RuntimeDefault"},
             });
-            (INIT, "init", security, skips(settings))
+            (INIT, "init", security)
         }
-        Redirect::Cni => (VALIDATE, "validate", restricted(VALIDATE_UID), Vec::new()),
+        Redirect::Cni => (VALIDATE, "validate", restricted(VALIDATE_UID)),
     };
     let mut container = json!({
         "name": name,
@@ -53,6 +53,8 @@ pub(super) fn redirect(config: &InjectorConfig, settings: &Settings) -> Value {
         "resources": settings.resources,
         "securityContext": security,
     });
+    // With a CNI plugin these tell what it was asked to leave alone: the proof uses something else.
+    let env = skips(settings);
     if !env.is_empty() {
         container["env"] = env.into();
     }
