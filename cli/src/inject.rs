@@ -234,8 +234,11 @@ impl Injection<'_> {
         let kind = object["kind"].as_str().unwrap_or_default().to_owned();
         let group = version.split_once('/').map_or("", |(group, _)| group);
         if kind.ends_with("List") && object["items"].is_array() {
-            let items = object["items"].as_array_mut().into_iter().flatten();
-            return items.fold(false, |changed, item| self.object(item) || changed);
+            let mut changed = false;
+            for item in object["items"].as_array_mut().into_iter().flatten() {
+                changed |= self.object(item);
+            }
+            return changed;
         }
         let Some((_, _, path)) = WORKLOADS.iter().find(|known| (known.0, known.1) == (group, kind.as_str())) else {
             return false;
