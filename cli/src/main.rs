@@ -60,6 +60,9 @@ enum Command {
     /// Run an application of the demo.
     #[command(hide = true)]
     DemoApp(demo::apps::AppArgs),
+    /// Look at a mesh from the inside: call, make load, watch the wire.
+    #[command(hide = true)]
+    DemoClient(demo::client::ClientArgs),
 }
 
 #[derive(Args)]
@@ -169,6 +172,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Inject(args) => return inject::main(&args),
         Command::Demo(args) => return demo::main(&args),
         Command::DemoApp(args) => demo::apps::main(&args)?,
+        Command::DemoClient(args) => return demo::client::main(&args),
         Command::Audit(AuditCommand::Verify { state }) => println!("{}", weft_control_plane::verify_audit(&state)?),
         Command::Token(TokenCommand::Create(args)) => println!("{}", weft_control_plane::create_token(&args)?),
     }
