@@ -6,6 +6,7 @@
 
 mod chart;
 mod fixture;
+mod injected;
 mod mesh;
 mod scale;
 mod status;
@@ -17,7 +18,8 @@ use weft_loadtests::lab::testing::Test;
 
 fn main() {
     weft_certs::install_crypto_provider();
-    let tests: Vec<Test> = [chart::tests(), mesh::TESTS, scale::TESTS, status::TESTS, webhooks::TESTS].concat();
+    let tests: Vec<Test> =
+        [chart::tests(), injected::TESTS, mesh::TESTS, scale::TESTS, status::TESTS, webhooks::TESTS].concat();
     let missing = assets().err();
     let trial = |(name, test): Test| match &missing {
         None => Trial::test(name, move || test().map_err(|error| format!("{error:?}").into())),
