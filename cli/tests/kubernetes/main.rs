@@ -6,6 +6,7 @@
 
 mod fixture;
 mod mesh;
+mod operator;
 mod scale;
 mod status;
 mod webhooks;
@@ -16,7 +17,7 @@ use weft_loadtests::lab::testing::Test;
 
 fn main() {
     weft_certs::install_crypto_provider();
-    let tests: Vec<Test> = [mesh::TESTS, scale::TESTS, status::TESTS, webhooks::TESTS].concat();
+    let tests: Vec<Test> = [mesh::TESTS, operator::TESTS, scale::TESTS, status::TESTS, webhooks::TESTS].concat();
     let missing = assets().err();
     let trial = |(name, test): Test| match &missing {
         None => Trial::test(name, move || test().map_err(|error| format!("{error:?}").into())),
