@@ -1,7 +1,7 @@
 //! A cluster of an API server alone, control planes beside it, and sidecars of pods that only the API server knows.
 use std::fs::{self, File};
 use std::net::{SocketAddr, TcpListener};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -110,8 +110,13 @@ impl Cluster {
         self.api.apply(&objects.to_string()).map(drop)
     }
 
-    /// Starts a control plane of the replica `pod`.
+    /// Starts a control plane of the replica `pod`, which may do everything.
     pub fn control_plane(&self, pod: &str, arguments: &[&str]) -> Result<ControlPlane> {
+        self.control_plane_as(&self.api.kubeconfig(), pod, arguments)
+    }
+
+    /// Starts a control plane of the replica `pod`, which may do what the user of `kubeconfig` may.
+    pub fn control_plane_as(&self, kubeconfig: &Path, pod: &str, arguments: &[&str]) -> Result<ControlPlane> {
         let state = self.directory.path().join(pod);
         fs::create_dir_all(&state)?;
         let mut command = Command::new(WEFT);
@@ -121,7 +126,7 @@ impl Cluster {
             .arg(format!("--pod-name={pod}"))
             .arg(format!("--state={}", state.join("state").display()))
             .args(arguments)
-            .env("KUBECONFIG", self.api.kubeconfig());
+            .env("KUBECONFIG", kubeconfig);
         let process = Process::start(command, state.join("log"))?;
         let started = process.line("control plane started")?;
         let address = |field: &str| -> Result<SocketAddr> {

@@ -4,6 +4,7 @@
 //! Skipped where no API server is to be had: see `weft_loadtests::kubernetes`.
 #![allow(missing_docs, unreachable_pub)]
 
+mod chart;
 mod fixture;
 mod mesh;
 mod operator;
@@ -17,7 +18,8 @@ use weft_loadtests::lab::testing::Test;
 
 fn main() {
     weft_certs::install_crypto_provider();
-    let tests: Vec<Test> = [mesh::TESTS, operator::TESTS, scale::TESTS, status::TESTS, webhooks::TESTS].concat();
+    let tests: Vec<Test> =
+        [chart::tests(), mesh::TESTS, operator::TESTS, scale::TESTS, status::TESTS, webhooks::TESTS].concat();
     let missing = assets().err();
     let trial = |(name, test): Test| match &missing {
         None => Trial::test(name, move || test().map_err(|error| format!("{error:?}").into())),
