@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use clap::Args;
 use kube::api::{Api, ListParams};
+use kube::client::UpgradeConnectionError;
 use kube::config::{KubeConfigOptions, Kubeconfig, KubeconfigError};
 use kube::{Client, Config};
 use serde::de::DeserializeOwned;
@@ -213,6 +214,11 @@ pub(super) fn explain(fault: &kube::Error) -> String {
         kube::Error::ProxyProtocolDisabled { .. } | kube::Error::ProxyProtocolUnsupported { .. } => {
             format!("{fault}; unset HTTPS_PROXY and the kubeconfig's proxy-url, or reach the API server directly")
         }
+        kube::Error::UpgradeConnection(UpgradeConnectionError::ProtocolSwitch(status)) => match status.as_u16() {
+            403 => "it is forbidden: you may not get and create pods/portforward in its namespace".to_owned(),
+            400 | 404 | 500 | 502 => "its node forwards no connection to it: the pod does not run (yet)".to_owned(),
+            _ => format!("the API server forwards no connection to it: {status}"),
+        },
         kube::Error::Service(fault) => format!("{NO_ANSWER}: {}", root(fault.as_ref())),
         kube::Error::HyperError(fault) => format!("{NO_ANSWER}: {}", root(fault)),
         fault => root(fault),
