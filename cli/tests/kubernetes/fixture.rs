@@ -121,12 +121,15 @@ impl Cluster {
         fs::create_dir_all(&state)?;
         let mut command = Command::new(WEFT);
         command
-            .args(["control-plane", "--kubernetes", "--log-format=json", "--listen=127.0.0.1:0"])
+            .args(["control-plane", "--kubernetes", "--log-format=json"])
             .args(["--admin-listen=127.0.0.1:0", "--webhook-listen=127.0.0.1:0"])
             .arg(format!("--pod-name={pod}"))
             .arg(format!("--state={}", state.join("state").display()))
             .args(arguments)
             .env("KUBECONFIG", kubeconfig);
+        if !arguments.iter().any(|argument| argument.starts_with("--listen=")) {
+            command.arg("--listen=127.0.0.1:0");
+        }
         let process = Process::start(command, state.join("log"))?;
         let started = process.line("control plane started")?;
         let address = |field: &str| -> Result<SocketAddr> {

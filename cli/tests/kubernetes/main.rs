@@ -6,7 +6,9 @@
 
 mod chart;
 mod fixture;
+mod injected;
 mod mesh;
+mod operator;
 mod scale;
 mod status;
 mod webhooks;
@@ -17,7 +19,9 @@ use weft_loadtests::lab::testing::Test;
 
 fn main() {
     weft_certs::install_crypto_provider();
-    let tests: Vec<Test> = [chart::tests(), mesh::TESTS, scale::TESTS, status::TESTS, webhooks::TESTS].concat();
+    let tests: Vec<Test> =
+        [chart::tests(), injected::TESTS, mesh::TESTS, operator::TESTS, scale::TESTS, status::TESTS, webhooks::TESTS]
+            .concat();
     let missing = assets().err();
     let trial = |(name, test): Test| match &missing {
         None => Trial::test(name, move || test().map_err(|error| format!("{error:?}").into())),
