@@ -5,7 +5,7 @@
 readonly IN=weft-e2e OUT=weft-e2e-outside TIGHT=weft-e2e-restricted SHOP=shop SYSTEM=weft-system
 readonly SKIPPED=77
 
-passed=0 failed=0 skipped=0
+passed=0 failed=0 skipped=0 told=false
 scratch=$(mktemp -d)
 
 # --- promises -----------------------------------------------------------------
@@ -41,6 +41,7 @@ wrong() {
 }
 
 summary() {
+    told=true
     printf '%d passed, %d failed, %d skipped (%d s)\n' "$passed" "$failed" "$skipped" "$SECONDS"
     ((failed == 0))
 }
@@ -48,6 +49,7 @@ summary() {
 # What is left is taken away, whatever happened.
 leave() {
     local status=$1
+    $told || { echo "ended before all was tried"; summary || true; }
     if ! $keep && (($(helm_releases) > 0)); then
         echo "# taking everything away"
         (uninstall_everything) >/dev/null 2>&1 || true

@@ -5,6 +5,7 @@ part_30_mtls() {
     promise the_application_sees_the_proven_identity_of_its_caller
     promise nothing_on_the_wire_between_meshed_pods_can_be_read
     promise metrics_say_that_calls_came_over_tls
+    promise the_same_holds_over_the_pods_other_address
 }
 
 the_application_sees_the_proven_identity_of_its_caller() {
@@ -75,4 +76,14 @@ metrics_say_that_calls_came_over_tls() {
     grep -q "source=\"client\".*tls=\"true\"" <<<"$series" || wrong "$series"
     if grep "source=\"client\".*tls=\"false\"" <<<"$series"; then return 1; fi
     grep "source=\"client\"" <<<"$series" | tail -n 1
+}
+
+# On clusters with IPv4 and IPv6.
+the_same_holds_over_the_pods_other_address() {
+    local other
+    other=$(field "$IN" pod/echo '{.status.podIPs[1].ip}')
+    [[ -n $other ]] || skip "pods of this cluster have one address"
+    [[ $other != *:* ]] || other="[$other]"
+    answers '403 *' "$OUT" client GET "http://$other:8080/users/1"
+    answers "200 *URI=spiffe://cluster.local/ns/$IN/sa/client*" "$IN" client GET "http://$other:8080/users/1"
 }

@@ -7,6 +7,7 @@ part_55_policies() {
     promise a_policys_status_says_how_many_sidecars_run_it
     promise a_policy_for_nothing_says_that_its_target_is_missing
     promise a_misspelt_annotation_is_refused
+    promise when_the_replica_that_writes_status_goes_another_writes_it
 }
 
 deny() { # NAME SERVICE PATH
@@ -77,4 +78,26 @@ a_misspelt_annotation_is_refused() {
     message=$(kubectl annotate namespace "$OUT" weft.dev/injekt=enabled 2>&1 || true)
     is "$message" '*weft.dev/injekt*weft.dev/inject*'
     echo "$message"
+}
+
+leader() {
+    field "$SYSTEM" lease/weft-control-plane '{.spec.holderIdentity}'
+}
+
+leader_is_not() { # POD
+    local now
+    now=$(leader)
+    [[ -n $now && $now != "$1" ]]
+}
+
+when_the_replica_that_writes_status_goes_another_writes_it() {
+    local before
+    before=$(leader)
+    no_request_is_lost_during kubectl -n "$SYSTEM" delete pod "$before" --timeout=60s
+    within 60 leader_is_not "$before"
+    deny led echo /users/led | applied
+    within 30 condition_is 'True *' "$IN" led Programmed
+    kubectl -n "$IN" delete authorizationpolicy led >/dev/null
+    rolled_out "$SYSTEM" deployment/weft-control-plane >/dev/null
+    echo "$before is gone, $(leader) writes"
 }

@@ -2,6 +2,9 @@
 # The control plane is away: nothing starts in the clear, nothing else is held up, and what runs goes on.
 
 part_75_away() {
+    # The API server selects webhooks by labels: here it holds pods up itself.
+    make_namespace weft-e2e-labelled
+    kubectl label namespace weft-e2e-labelled weft.dev/inject=enabled >/dev/null
     promise while_the_control_plane_is_away_traffic_goes_on_and_no_bare_pod_starts
     promise when_it_is_back_pods_are_injected_and_policies_are_changed_again
 }
@@ -18,6 +21,8 @@ take_control_plane_away() {
     message=$(app "$IN" bare client demo-app users 2>&1 || true)
     is "$message" '*weft-injected*injector did not answer*weft.dev/inject: disabled*'
     echo "$message" | tail -n 1 >"$scratch/refusal"
+    message=$(app weft-e2e-labelled bare client demo-app users 2>&1 || true)
+    is "$message" '*failed calling webhook*labelled.injector.weft.dev*'
     message=$(deny some echo '/*' | applied 2>&1 || true)
     is "$message" '*failed calling webhook*admission.weft.dev*'
     for where in "$OUT" kube-system; do
@@ -44,6 +49,9 @@ bring_control_plane_back() {
     grace=2 app "$IN" again client demo-app users
     ready "$IN" again
     is "$(containers "$IN" again)" '*weft-proxy app'
+    grace=2 app weft-e2e-labelled labelled client demo-app users
+    ready weft-e2e-labelled labelled
+    is "$(containers weft-e2e-labelled labelled)" '*weft-proxy app'
     deny no-again echo /users/again | applied
     # Also in sidecars that were there before.
     within 40 answers '403 *' "$IN" client GET "http://echo.$IN.svc/users/again"
