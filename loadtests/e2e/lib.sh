@@ -69,7 +69,7 @@ within() { # SECONDS COMMAND...
         fi
         sleep 0.3
     done
-    printf '%s\n' "$output"
+    [[ -z $output ]] || printf '%s\n' "$output"
 }
 
 # Succeeds if $1 matches the pattern $2, else says so.

@@ -69,7 +69,6 @@ the_whole_run_lost_no_request_and_postgresql_has_each_order_once() {
     ledger=$(grep '"sent"' "$scratch/ledger" | tail -n 1)
     ok=$(sed -nE 's/.*"ok":([0-9]+).*/\1/p' <<<"$ledger")
     taken=$((1000000 - $(stock 42)))
-    echo "$ledger"
     is "$ledger" '*"failed":0,*'
     ((taken == ok)) || wrong "$ok orders were answered, PostgreSQL has $taken"
     echo "$ledger; PostgreSQL has $taken orders"

@@ -53,6 +53,8 @@ no_object_of_the_cluster_speaks_of_weft() {
 nothing_of_the_plugin_is_left_on_the_nodes() {
     $with_cni || skip "the plugin was not installed"
     local node
+    # The agent takes the plugin away when it is told to stop and has nobody to come back for.
+    within 60 no_agent_runs
     for node in $(kubectl get nodes -o 'jsonpath={.items[*].metadata.name}'); do
         look_at_node "$node"
     done
