@@ -1,7 +1,8 @@
 //! A cluster of an API server alone, control planes beside it, and sidecars of pods that only the API server knows.
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::net::{SocketAddr, TcpListener};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -39,12 +40,17 @@ impl Cluster {
     }
 
     pub fn with(options: ApiServerOptions) -> Result<Self> {
-        let cluster = Self { api: ApiServer::start(options)?, directory: TempDir::new()? };
+        let cluster = Self::bare(options)?;
         let crds = Command::new(WEFT).arg("crds").output()?;
         cluster.api.apply(&String::from_utf8(crds.stdout)?)?;
         cluster.api.kubectl(&["wait", "--for=condition=Established", "crd", "--all", "--timeout=60s"])?;
         cluster.api.apply("{apiVersion: v1, kind: Namespace, metadata: {name: weft-system}}")?;
         Ok(cluster)
+    }
+
+    /// An API server that has never heard of Weft.
+    pub fn bare(options: ApiServerOptions) -> Result<Self> {
+        Ok(Self { api: ApiServer::start(options)?, directory: TempDir::new()? })
     }
 
     /// Makes the namespace `name`, with `annotations`.
@@ -110,18 +116,33 @@ impl Cluster {
         self.api.apply(&objects.to_string()).map(drop)
     }
 
-    /// Starts a control plane of the replica `pod`.
+    /// Starts a control plane of the replica `pod`, which may do everything.
     pub fn control_plane(&self, pod: &str, arguments: &[&str]) -> Result<ControlPlane> {
+        self.control_plane_as(&self.api.kubeconfig(), &BTreeMap::new(), pod, arguments)
+    }
+
+    /// Starts a control plane as whoever `kubeconfig` says, with more variables.
+    pub fn control_plane_as(
+        &self,
+        kubeconfig: &Path,
+        variables: &BTreeMap<String, String>,
+        pod: &str,
+        arguments: &[&str],
+    ) -> Result<ControlPlane> {
         let state = self.directory.path().join(pod);
         fs::create_dir_all(&state)?;
         let mut command = Command::new(WEFT);
         command
             .args(["control-plane", "--kubernetes", "--log-format=json", "--listen=127.0.0.1:0"])
-            .args(["--admin-listen=127.0.0.1:0", "--webhook-listen=127.0.0.1:0"])
+            .arg("--admin-listen=127.0.0.1:0")
             .arg(format!("--pod-name={pod}"))
             .arg(format!("--state={}", state.join("state").display()))
             .args(arguments)
-            .env("KUBECONFIG", self.api.kubeconfig());
+            .envs(variables)
+            .env("KUBECONFIG", kubeconfig);
+        if !arguments.iter().any(|argument| argument.starts_with("--webhook-listen")) {
+            command.arg("--webhook-listen=127.0.0.1:0");
+        }
         let process = Process::start(command, state.join("log"))?;
         let started = process.line("control plane started")?;
         let address = |field: &str| -> Result<SocketAddr> {
@@ -236,6 +257,11 @@ impl Process {
 
     pub fn id(&self) -> u32 {
         self.child.id()
+    }
+
+    /// Whether it runs yet.
+    pub fn runs(&self) -> bool {
+        fs::read_to_string(format!("/proc/{}/stat", self.id())).is_ok_and(|stat| !stat.contains(") Z "))
     }
 
     /// Waits for a JSON line whose message is `message`.

@@ -5,6 +5,7 @@
 #![allow(missing_docs, unreachable_pub)]
 
 mod fixture;
+mod hostile;
 mod mesh;
 mod scale;
 mod status;
@@ -16,7 +17,7 @@ use weft_loadtests::lab::testing::Test;
 
 fn main() {
     weft_certs::install_crypto_provider();
-    let tests: Vec<Test> = [mesh::TESTS, scale::TESTS, status::TESTS, webhooks::TESTS].concat();
+    let tests: Vec<Test> = [hostile::TESTS, mesh::TESTS, scale::TESTS, status::TESTS, webhooks::TESTS].concat();
     let missing = assets().err();
     let trial = |(name, test): Test| match &missing {
         None => Trial::test(name, move || test().map_err(|error| format!("{error:?}").into())),
