@@ -86,7 +86,11 @@ fn inventory(api: &ApiServer) -> Result<BTreeSet<String>> {
     let kinds: Vec<&str> = kinds.lines().filter(|kind| !kind.starts_with("events")).collect();
     let row = "{range .items[*]}{.kind} {.metadata.namespace}/{.metadata.name}{\"\\n\"}{end}";
     let all = api.kubectl(&["get", &kinds.join(","), "-A", "-o", &format!("jsonpath={row}")])?;
-    Ok(all.lines().filter(|line| !line.contains(" kube-system/") && !line.contains("/test-")).map(str::to_owned).collect())
+    Ok(all
+        .lines()
+        .filter(|line| !line.contains(" kube-system/") && !line.contains("/test-"))
+        .map(str::to_owned)
+        .collect())
 }
 
 /// Whether a pod may be made, or why not.
@@ -187,7 +191,9 @@ fn has_made_everything(cluster: &Cluster) -> Result<()> {
             Ok(Some(()))
         })?;
     }
-    eventually("the webhooks have their CA", || Ok(authorities(cluster)?.iter().all(|one| !one.is_empty()).then_some(())))
+    eventually("the webhooks have their CA", || {
+        Ok(authorities(cluster)?.iter().all(|one| !one.is_empty()).then_some(()))
+    })
 }
 
 /// `caBundle` of each of the four webhooks.
@@ -262,8 +268,8 @@ fn issues_certificates_and_writes_status(cluster: &Cluster, control_plane: &Cont
 fn check_says_so(cluster: &Cluster) -> Result<()> {
     let mut check = Command::new(crate::fixture::WEFT);
     let output = check.args(["check", "-o", "json"]).env("KUBECONFIG", cluster.api.kubeconfig()).output()?;
-    let report: Value = serde_json::from_slice(&output.stdout)
-        .with_context(|| String::from_utf8_lossy(&output.stderr).into_owned())?;
+    let report: Value =
+        serde_json::from_slice(&output.stdout).with_context(|| String::from_utf8_lossy(&output.stderr).into_owned())?;
     println!("{report:#}");
     Ok(())
 }

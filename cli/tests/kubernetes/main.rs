@@ -4,6 +4,7 @@
 //! Skipped where no API server is to be had: see `weft_loadtests::kubernetes`.
 #![allow(missing_docs, unreachable_pub)]
 
+mod chart;
 mod fixture;
 mod hostile;
 mod mesh;
@@ -19,12 +20,15 @@ fn main() {
     weft_certs::install_crypto_provider();
     let tests: Vec<Test> = [hostile::TESTS, mesh::TESTS, scale::TESTS, status::TESTS, webhooks::TESTS].concat();
     let missing = assets().err();
-    let trial = |(name, test): Test| match &missing {
+    let no_helm = missing.clone().or_else(|| chart::helm().err());
+    let trial = |(name, test): Test, missing: Option<&String>| match missing {
         None => Trial::test(name, move || test().map_err(|error| format!("{error:?}").into())),
         Some(why) => Trial::test(format!("{name} (skipped: {why})"), || Ok(())).with_ignored_flag(true),
     };
+    let with_helm = chart::TESTS.iter().map(|test| trial(*test, no_helm.as_ref()));
+    let trials = tests.into_iter().map(|test| trial(test, missing.as_ref())).chain(with_helm).collect();
     let mut arguments = Arguments::from_args();
     // An API server needs a processor of its own.
     arguments.test_threads = arguments.test_threads.or(Some(2));
-    libtest_mimic::run(&arguments, tests.into_iter().map(trial).collect()).exit();
+    libtest_mimic::run(&arguments, trials).exit();
 }
