@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use weft_loadtests::kubernetes::{ApiServer, ApiServerOptions};
 use weft_loadtests::lab::testing::Test;
 
-use crate::fixture::{Cluster, ControlPlane, PodSpec, eventually, get, meshed, own_address};
+use crate::fixture::{Cluster, ControlPlane, PodSpec, eventually, get, own_address};
 
 pub const TESTS: &[Test] = &[("the_chart_s_rights_are_enough_and_no_more", the_chart_s_rights_are_enough_and_no_more)];
 
@@ -94,11 +94,11 @@ fn inventory(api: &ApiServer) -> Result<BTreeSet<String>> {
 }
 
 /// Whether a pod may be made, or why not.
-fn pod(api: &ApiServer, namespace: &str, name: &str, annotations: Value) -> Result<(), String> {
+fn pod(api: &ApiServer, namespace: &str, name: &str, account: &str, annotations: Value) -> Result<(), String> {
     let pod = json!({
         "apiVersion": "v1", "kind": "Pod",
         "metadata": {"name": format!("test-{name}"), "namespace": namespace, "annotations": annotations},
-        "spec": {"containers": [{"name": "app", "image": "app:test"}]},
+        "spec": {"serviceAccountName": account, "containers": [{"name": "app", "image": "app:test"}]},
     });
     api.with_input(&["create", "-f", "-"], &pod.to_string()).map(drop).map_err(|fault| format!("{fault:#}"))
 }
@@ -108,7 +108,7 @@ fn nothing_starts_in_the_clear(cluster: &Cluster) -> Result<()> {
     let refused = "weft.dev/inject asks for a sidecar, and this pod has none: the injector did not answer";
     eventually("a bare pod is refused in an annotated namespace", || {
         let dry = ["delete", "pod", "test-bare", "-n", "shop", "--ignore-not-found", "--grace-period=0", "--force"];
-        match pod(&cluster.api, "shop", "bare", json!({})) {
+        match pod(&cluster.api, "shop", "bare", "default", json!({})) {
             Err(why) if why.contains(refused) => Ok(Some(())),
             other => cluster.api.kubectl(&dry).map(|_| println!("not yet: {other:?}")).map(|()| None),
         }
@@ -123,7 +123,7 @@ fn nothing_starts_in_the_clear(cluster: &Cluster) -> Result<()> {
         ("labelled", "bare", json!({}), Some("failed calling webhook")),
     ];
     for (namespace, name, annotations, expected) in table {
-        match (pod(&cluster.api, namespace, name, annotations), expected) {
+        match (pod(&cluster.api, namespace, name, "default", annotations), expected) {
             (Ok(()), None) => {}
             (Err(why), Some(expected)) if why.contains(expected) => {}
             (found, _) => anyhow::bail!("{namespace}/{name}: {found:?}, where {expected:?} is right"),
@@ -156,7 +156,7 @@ fn start(cluster: &Cluster, host: IpAddr) -> Result<(u16, ControlPlane)> {
     std::fs::write(&settings, config["data"]["config.yaml"].as_str().context("settings")?)?;
     // The identity that is refused makes an event.
     let denied = cluster.directory.path().join("denied");
-    std::fs::write(&denied, "spiffe://cluster.local/ns/shop/sa/thief\n")?;
+    std::fs::write(&denied, "spiffe://cluster.local/ns/shop/sa/test-thief\n")?;
     let port = TcpListener::bind((host, 0))?.local_addr()?.port();
     let arguments = [
         format!("--webhook-listen={host}:{port}"),
@@ -225,7 +225,7 @@ fn webhooks_answer(cluster: &Cluster, (port, _): &(u16, ControlPlane), host: IpA
     cluster.api.apply(&slice.to_string())?;
     for namespace in ["shop", "labelled"] {
         eventually("a pod gets its sidecar", || {
-            if let Err(why) = pod(&cluster.api, namespace, "injected", json!({})) {
+            if let Err(why) = pod(&cluster.api, namespace, "injected", "default", json!({})) {
                 ensure!(why.contains("AlreadyExists"), "{why}");
             }
             let names = "jsonpath={.spec.initContainers[*].name}";
@@ -233,9 +233,9 @@ fn webhooks_answer(cluster: &Cluster, (port, _): &(u16, ControlPlane), host: IpA
             Ok((names == "weft-init weft-proxy").then_some(()))
         })?;
     }
-    let refused = policy("test-typo").replace("action", "actoin");
+    let refused = policy("test-typo").replace("rules", "rulez");
     let why = cluster.api.apply(&refused).err().context("it was let in")?;
-    ensure!(why.to_string().contains("Write `action`"), "{why}");
+    ensure!(why.to_string().contains("Write `rules`"), "{why}");
     Ok(())
 }
 
@@ -248,20 +248,19 @@ fn policy(name: &str) -> String {
 }
 
 fn issues_certificates_and_writes_status(cluster: &Cluster, control_plane: &ControlPlane) -> Result<()> {
-    let orders = PodSpec { name: "test-orders", ..meshed("test-orders", "test-orders", "10.1.0.1") };
-    let thief = PodSpec { name: "test-thief", account: "thief", ..meshed("test-thief", "thief", "10.1.0.2") };
-    cluster.pod(&orders)?;
-    let sidecar = cluster.sidecar(&orders, control_plane)?;
+    let of = |name, account| PodSpec { namespace: "shop", name, account, address: "", meshed: true };
+    let sidecar = cluster.sidecar(&of("test-injected", "default"), control_plane)?;
     eventually("it has a certificate", || Ok(get(sidecar.admin, "/ready").ok().filter(|(status, _)| *status == 200)))?;
     cluster.api.apply(&policy("test-readers"))?;
     let conditions = "jsonpath={.status.conditions[*].type}";
     let conditions = ["get", "authorizationpolicy", "test-readers", "-n", "shop", "-o", conditions];
     eventually("its status is written", || Ok(cluster.api.kubectl(&conditions)?.contains("Programmed").then_some(())))?;
-    cluster.pod(&thief)?;
-    let _refused = cluster.sidecar(&thief, control_plane)?;
+    cluster.api.kubectl(&["create", "serviceaccount", "test-thief", "-n", "shop"])?;
+    pod(&cluster.api, "shop", "thief", "test-thief", json!({})).map_err(anyhow::Error::msg)?;
+    let _refused = cluster.sidecar(&of("test-thief", "test-thief"), control_plane)?;
     let reasons = ["get", "events.events.k8s.io", "-n", "shop", "-o", "jsonpath={.items[*].reason}"];
-    eventually("an event", || Ok(cluster.api.kubectl(&reasons)?.contains("CertificateRefused").then_some(())))?;
-    cluster.api.kubectl(&["delete", "serviceaccount", "test-orders", "thief", "-n", "shop"]).map(drop)
+    eventually("an event", || Ok(cluster.api.kubectl(&reasons)?.contains("CertificateRefused").then_some(())))
+        .with_context(|| control_plane.process.tail())
 }
 
 /// What can be true without a node.

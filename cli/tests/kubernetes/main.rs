@@ -5,6 +5,7 @@
 #![allow(missing_docs, unreachable_pub)]
 
 mod chart;
+mod cli;
 mod fixture;
 mod hostile;
 mod mesh;
@@ -18,7 +19,8 @@ use weft_loadtests::lab::testing::Test;
 
 fn main() {
     weft_certs::install_crypto_provider();
-    let tests: Vec<Test> = [hostile::TESTS, mesh::TESTS, scale::TESTS, status::TESTS, webhooks::TESTS].concat();
+    let tests: Vec<Test> =
+        [cli::TESTS, hostile::TESTS, mesh::TESTS, scale::TESTS, status::TESTS, webhooks::TESTS].concat();
     let missing = assets().err();
     let no_helm = missing.clone().or_else(|| chart::helm().err());
     let trial = |(name, test): Test, missing: Option<&String>| match missing {
