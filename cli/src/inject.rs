@@ -2,6 +2,8 @@
 //!
 //! Every workload is injected unless it or its namespace says otherwise. Documents in which nothing changes are printed
 //! byte for byte. Nothing is printed when one workload is refused: what goes to `kubectl apply` is whole or not there.
+mod documents;
+
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io::Read;
@@ -10,6 +12,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 use clap::{Args, ValueEnum};
+use documents::{documents_of, is_marked, line_of, parse};
 use serde_json::Value;
 use weft_control_plane::webhook::injector::{
     INJECT_ANNOTATION, InjectorConfig, NamespaceMeta, Outcome, Redirect, inject,
@@ -158,43 +161,6 @@ fn run(text: &str, default_namespace: &str, config: &InjectorConfig) -> anyhow::
     Ok(injection.done)
 }
 
-/// As `kubectl` reads YAML: numbers with a leading zero are octal (file modes), a field that is named twice is an error.
-fn parse(document: &str) -> anyhow::Result<Value> {
-    let options = serde_saphyr::options! { legacy_octal_numbers: true };
-    let value: Option<Value> = serde_saphyr::from_str_with_options(document, options)?;
-    Ok(value.unwrap_or_default())
-}
-
-/// Splits at the markers `---`, which stand at the start of a line for nothing else (YAML 1.2 section 9.1.2). Each part
-/// but the first begins with its marker; what holds no value is left out.
-fn documents_of(text: &str) -> Vec<&str> {
-    let mut documents = Vec::new();
-    let (mut start, mut at) = (0, 0);
-    for line in text.split_inclusive('\n') {
-        if is_marked(line) && at > start {
-            documents.push(&text[start..at]);
-            start = at;
-        }
-        at += line.len();
-    }
-    documents.push(&text[start..]);
-    let blank = |line: &str| line.is_empty() || line.starts_with('#');
-    documents.retain(|document| {
-        let content = document.strip_prefix("---").unwrap_or(document);
-        !content.lines().all(|line| blank(line.trim()))
-    });
-    documents
-}
-
-fn is_marked(text: &str) -> bool {
-    text.strip_prefix("---").is_some_and(|rest| rest.is_empty() || rest.starts_with([' ', '\t', '\r', '\n']))
-}
-
-fn line_of(text: &str, document: &str) -> usize {
-    let at = document.as_ptr() as usize - text.as_ptr() as usize;
-    text[..at].matches('\n').count() + 1
-}
-
 /// The namespaces that the text declares.
 fn namespaces<'v>(documents: impl Iterator<Item = &'v Value>) -> BTreeMap<String, NamespaceMeta> {
     let texts = |value: Option<&Value>| -> BTreeMap<String, String> {
@@ -234,8 +200,11 @@ impl Injection<'_> {
         let kind = object["kind"].as_str().unwrap_or_default().to_owned();
         let group = version.split_once('/').map_or("", |(group, _)| group);
         if kind.ends_with("List") && object["items"].is_array() {
-            let items = object["items"].as_array_mut().into_iter().flatten();
-            return items.fold(false, |changed, item| self.object(item) || changed);
+            let mut changed = false;
+            for item in object["items"].as_array_mut().into_iter().flatten() {
+                changed |= self.object(item);
+            }
+            return changed;
         }
         let Some((_, _, path)) = WORKLOADS.iter().find(|known| (known.0, known.1) == (group, kind.as_str())) else {
             return false;

@@ -40,7 +40,7 @@ enum Command {
         shell: Shell,
     },
     /// Run the control plane on a directory of YAML.
-    ControlPlane(weft_control_plane::Args),
+    ControlPlane(Box<weft_control_plane::Args>),
     /// Run a sidecar, or write the rules that redirect connections to it.
     #[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
     Proxy(Box<ProxyCommand>),
@@ -60,6 +60,9 @@ enum Command {
     /// Run an application of the demo.
     #[command(hide = true)]
     DemoApp(demo::apps::AppArgs),
+    /// Look at a mesh from the inside: call, make load, watch the wire.
+    #[command(hide = true)]
+    DemoClient(demo::client::ClientArgs),
 }
 
 #[derive(Args)]
@@ -153,7 +156,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Get(args) => return kubernetes::get::main(&args),
         Command::Version(args) => return kubernetes::version::main(&args),
         Command::Completion { shell } => kubernetes::print(&completion::script(shell, Cli::command()))?,
-        Command::ControlPlane(args) => weft_control_plane::main(args)?,
+        Command::ControlPlane(args) => weft_control_plane::main(*args)?,
         Command::Proxy(proxy) => match *proxy {
             ProxyCommand { command: Some(ProxySubcommand::Init(args)), .. } => {
                 println!("{}", redirect::run_init(&args)?)
@@ -169,6 +172,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Inject(args) => return inject::main(&args),
         Command::Demo(args) => return demo::main(&args),
         Command::DemoApp(args) => demo::apps::main(&args)?,
+        Command::DemoClient(args) => return demo::client::main(&args),
         Command::Audit(AuditCommand::Verify { state }) => println!("{}", weft_control_plane::verify_audit(&state)?),
         Command::Token(TokenCommand::Create(args)) => println!("{}", weft_control_plane::create_token(&args)?),
     }

@@ -136,7 +136,7 @@ fn ground_of_host(settings: &Settings, store: &Store, resources: PathBuf) -> any
     let source = DirectorySource::start(resources, settings.denied_identities.clone(), Some(store.last_good_path()))?;
     Ok(Ground {
         authority,
-        attestation: Attestation::JoinTokens(tokens),
+        attestation: Attestation::JoinTokens(Box::new(tokens)),
         model: Model::with(settings.trust_domain.clone(), settings.default_policy, Endpoints::Selectors),
         source: Source::Directory(source),
         place: Place::Host(settings.issuer.clone()),
@@ -179,6 +179,7 @@ pub async fn start(settings: Settings) -> anyhow::Result<Running> {
         publisher.apply(first.context(READER_FAILED)?);
     }
     tasks.spawn(follow_source(source, Arc::clone(&publisher), stop.clone()));
+    let mut registry = metrics.registry();
     let (mut events, mut replicas, mut webhooks) = (Events::nowhere(), None, None);
     match place {
         Place::Host(None) => {}
@@ -194,6 +195,7 @@ pub async fn start(settings: Settings) -> anyhow::Result<Running> {
                 metrics: metrics.clone(),
                 stop: stop.clone(),
             };
+            metrics.register_for_cluster(&mut registry);
             let started = kubernetes::start(*place, shared, &mut tasks);
             (events, replicas, webhooks) = (started.events, Some(started.replicas), Some(started.not_ready));
         }
@@ -232,7 +234,7 @@ pub async fn start(settings: Settings) -> anyhow::Result<Running> {
         .serve_with_incoming_shutdown(connections, stop.clone().cancelled_owned());
     tasks.spawn(async move { server.await.context("the gRPC server failed") });
 
-    let admin = Admin { publisher, replicas, webhooks, registry: Arc::new(metrics.registry()) };
+    let admin = Admin { publisher, replicas, webhooks, registry: Arc::new(registry) };
     tasks.spawn(done(admin::serve(admin_listener, admin, stop.clone())));
     let (address, admin_address) = running;
     tracing::info!(%address, admin = %admin_address, trust_domain = %settings.trust_domain, "control plane started");

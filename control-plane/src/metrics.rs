@@ -63,6 +63,10 @@ pub enum Webhook {
     validate,
 }
 
+impl Webhook {
+    const ALL: [Self; 2] = [Self::inject, Self::validate];
+}
+
 /// How a review was answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
 #[allow(non_camel_case_types)]
@@ -77,6 +81,10 @@ pub enum ReviewResult {
     malformed,
     /// It could not be decided; the API server's failure policy does.
     error,
+}
+
+impl ReviewResult {
+    const ALL: [Self; 5] = [Self::allowed, Self::patched, Self::refused, Self::malformed, Self::error];
 }
 
 /// How a write of a status ended.
@@ -150,14 +158,11 @@ impl Metrics {
         self.status_writes.get_or_create(&StatusLabels { result }).inc();
     }
 
-    /// A registry with every metric in it.
+    /// A registry with every metric that there is everywhere.
     pub fn registry(&self) -> Registry {
         // So that a rate can be taken from the first one on.
         for result in SignResult::ALL {
             drop(self.certificates.get_or_create(&SignLabels { result }));
-        }
-        for result in StatusResult::ALL {
-            drop(self.status_writes.get_or_create(&StatusLabels { result }));
         }
         let mut registry = Registry::with_prefix("weft");
         registry.register("config_errors", "Faults in the resources that are not mended", self.config_errors.clone());
@@ -179,12 +184,6 @@ impl Metrics {
             "Requests for a certificate, by how they ended",
             self.certificates.clone(),
         );
-        registry.register("leader", "Whether this replica leads", self.leader.clone());
-        registry.register(
-            "status_writes",
-            "Writes of the status of a policy or Workload, by how they ended",
-            self.status_writes.clone(),
-        );
         registry.register("streams", "Configuration streams that are open", self.streams.clone());
         registry.register("updates_sent", "Configuration updates sent to sidecars", self.updates_sent.clone());
         registry.register("updates_refused", "Updates that a sidecar could not apply", self.updates_refused.clone());
@@ -193,6 +192,25 @@ impl Metrics {
             "trust_anchor_expiry_timestamp_seconds",
             "When the first root of the trust bundle expires",
             self.trust_anchor_expiry.clone(),
+        );
+        registry
+    }
+
+    /// Adds what there is on Kubernetes only: elsewhere a leader that is missing would be a false alarm.
+    pub fn register_for_cluster(&self, registry: &mut Registry) {
+        for (webhook, result) in
+            Webhook::ALL.into_iter().flat_map(|webhook| ReviewResult::ALL.map(|one| (webhook, one)))
+        {
+            drop(self.admission_reviews.get_or_create(&ReviewLabels { webhook, result }));
+        }
+        for result in StatusResult::ALL {
+            drop(self.status_writes.get_or_create(&StatusLabels { result }));
+        }
+        registry.register("leader", "Whether this replica leads", self.leader.clone());
+        registry.register(
+            "status_writes",
+            "Writes of the status of a policy or Workload, by how they ended",
+            self.status_writes.clone(),
         );
         registry.register(
             "admission_reviews",
@@ -204,7 +222,6 @@ impl Metrics {
             "When the webhooks' certificate expires; 0: there is none",
             self.webhook_certificate_expiry.clone(),
         );
-        registry
     }
 }
 

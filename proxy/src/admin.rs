@@ -5,7 +5,7 @@
 //! under a loopback name (a browser that was sent here by a foreign page names that page's host). Nothing here changes
 //! state. Paths are matched byte for byte, methods are GET and HEAD, header fields must
 //! arrive within 2 s and fit in 8 KiB: the port is open to the pod's network and must be dull to attack.
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -35,6 +35,8 @@ const HEADER_BYTES: usize = 8 * 1024;
 const HEADER_FIELDS: usize = 64;
 /// Connections at a time; one more is closed at once.
 const CONNECTIONS: usize = 256;
+/// Of them from one address, so that no neighbour keeps the kubelet out.
+const CONNECTIONS_OF_AN_ADDRESS: usize = 64;
 /// With more connections than this, scrapes share a text that is at most [`SHARED_FOR`] old: slow readers then cannot
 /// make the sidecar hold a text for each of them.
 const SCRAPES_APART: usize = 8;
@@ -79,6 +81,8 @@ pub struct Admin {
     prober: Prober,
     shared: Mutex<Option<(Instant, bool, Bytes)>>,
     permits: Arc<Semaphore>,
+    /// Open connections by address.
+    peers: Mutex<HashMap<IpAddr, usize>>,
 }
 
 impl std::fmt::Debug for Admin {
@@ -97,7 +101,16 @@ impl Admin {
         prober: Prober,
     ) -> Arc<Self> {
         let permits = Arc::new(Semaphore::new(CONNECTIONS));
-        Arc::new(Self { telemetry, readiness, config, explain, prober, shared: Mutex::default(), permits })
+        Arc::new(Self {
+            telemetry,
+            readiness,
+            config,
+            explain,
+            prober,
+            shared: Mutex::default(),
+            permits,
+            peers: Mutex::default(),
+        })
     }
 
     fn answer<B>(&self, peer: IpAddr, request: &Request<B>) -> Response<Full<Bytes>> {
@@ -216,12 +229,44 @@ pub async fn serve(listener: TcpListener, admin: Arc<Admin>) {
             }
         };
         reported = false;
-        if let Ok(permit) = admin.permits.clone().try_acquire_owned() {
-            let admin = admin.clone();
+        if let Ok(permit) = admin.permits.clone().try_acquire_owned()
+            && let Some(counted) = Counted::new(&admin, peer.ip())
+        {
             connections.spawn(async move {
-                serve_connection(stream, peer.ip(), &admin).await;
+                serve_connection(stream, peer.ip(), &counted.admin).await;
                 drop(permit);
             });
+        }
+    }
+}
+
+/// A connection that is counted for its address until dropped.
+struct Counted {
+    admin: Arc<Admin>,
+    peer: IpAddr,
+}
+
+impl Counted {
+    /// `None`: the address has as many as it may.
+    fn new(admin: &Arc<Admin>, peer: IpAddr) -> Option<Self> {
+        let mut peers = admin.peers.lock().unwrap_or_else(PoisonError::into_inner);
+        let open = peers.entry(peer).or_default();
+        if *open >= CONNECTIONS_OF_AN_ADDRESS {
+            return None;
+        }
+        *open += 1;
+        Some(Self { admin: Arc::clone(admin), peer })
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        let mut peers = self.admin.peers.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(open) = peers.get_mut(&self.peer) {
+            *open -= 1;
+            if *open == 0 {
+                peers.remove(&self.peer);
+            }
         }
     }
 }

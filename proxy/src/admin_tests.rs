@@ -166,12 +166,32 @@ async fn a_slow_client_is_closed_by_the_header_timeout() {
 #[tokio::test]
 async fn beyond_the_bound_a_connection_is_closed_and_later_ones_are_served_again() {
     let (address, server) = served(Readiness::ready()).await;
-    let mut held = Vec::new();
-    for _ in 0..CONNECTIONS {
-        held.push(TcpStream::connect(address).await.expect("the server listens"));
-    }
     let request = "GET /live HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
-    assert_eq!(exchange(address, request).await, "", "closed without an answer");
+    let from = async |last: usize| {
+        let socket = tokio::net::TcpSocket::new_v4().expect("a socket");
+        let last = u8::try_from(last).expect("few addresses");
+        socket.bind(([127, 0, 0, last], 0).into()).expect("all of 127.0.0.0/8 is ours");
+        socket.connect(address).await.expect("the server listens")
+    };
+    let mut held = Vec::new();
+    for _ in 0..CONNECTIONS_OF_AN_ADDRESS {
+        held.push(from(1).await);
+    }
+    assert_eq!(exchange(address, request).await, "", "one address has no more");
+    let mut other = from(2).await;
+    other.write_all(request.as_bytes()).await.expect("open");
+    let mut answer = String::new();
+    other.read_to_string(&mut answer).await.expect("answered");
+    assert!(answer.starts_with("HTTP/1.1 200"), "another address is served: {answer}");
+
+    for number in CONNECTIONS_OF_AN_ADDRESS..CONNECTIONS {
+        held.push(from(3 + number / CONNECTIONS_OF_AN_ADDRESS).await);
+    }
+    let mut last = from(9).await;
+    let _ = last.write_all(request.as_bytes()).await;
+    let mut answer = Vec::new();
+    let _ = last.read_to_end(&mut answer).await;
+    assert_eq!(answer, b"", "closed without an answer");
     drop(held);
     // The server learns of the closed connections in its own time: ask until it answers.
     while exchange(address, request).await.is_empty() {

@@ -23,9 +23,6 @@ use crate::stage::route::MeshView;
 use crate::telemetry::{self, LineSink, OtlpSettings, Party, Telemetry, TelemetrySettings};
 use crate::worker::{self, Listeners, Parts};
 
-/// How long callers have to learn from the control plane, or from `Connection: close`, that they should go elsewhere.
-const LAME_DUCK: Duration = Duration::from_secs(2);
-
 /// Runs the sidecar until it is signalled and has drained.
 pub fn run(settings: Settings) -> anyhow::Result<()> {
     weft_certs::install_crypto_provider();
@@ -165,7 +162,8 @@ async fn supervise(settings: Settings, telemetry: Arc<Telemetry>, listeners: Vec
     set_draining.send_replace(true);
     set_phase.send_replace(Phase::Draining);
     let drained = async {
-        tokio::time::sleep(LAME_DUCK).await;
+        // Callers learn from the control plane, or from `Connection: close`, that they should go elsewhere.
+        tokio::time::sleep(settings.args.lame_duck).await;
         set_phase.send_replace(Phase::Closing);
         while open.load(Ordering::Relaxed) > 0 {
             tokio::time::sleep(Duration::from_millis(20)).await;

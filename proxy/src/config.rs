@@ -48,6 +48,9 @@ pub struct ProxyArgs {
     /// Wanted lifetime of certificates, such as `1h` [default: the control plane's].
     #[arg(long, env = "WEFT_CERTIFICATE_LIFETIME", value_parser = weft_api::duration::parse)]
     pub certificate_lifetime: Option<Duration>,
+    /// How long a stopping sidecar serves on while it asks callers to leave; `0s` where the application has ended before.
+    #[arg(long, env = "WEFT_LAME_DUCK", default_value = "2s", value_parser = weft_api::duration::parse)]
+    pub lame_duck: Duration,
     /// How long a stopping sidecar waits for open connections.
     #[arg(long, env = "WEFT_DRAIN_TIMEOUT", default_value = "30s", value_parser = weft_api::duration::parse)]
     pub drain_timeout: Duration,

@@ -2,6 +2,7 @@
 //!
 //! Each is a process of its own in its pod, run by the hidden subcommand `weft demo-app`. One that is told to stop
 //! takes no more connections, answers what it was asked, and ends.
+mod health;
 mod stock;
 
 use std::convert::Infallible;
@@ -72,6 +73,8 @@ pub(crate) enum App {
     Inventory,
     /// Places one order and ends.
     Buyer,
+    /// Answers gRPC health checks: it is well.
+    Health,
 }
 
 impl App {
@@ -82,6 +85,7 @@ impl App {
             Self::Users => "users",
             Self::Inventory => "inventory",
             Self::Buyer => "buyer",
+            Self::Health => "health",
         }
     }
 }
@@ -91,6 +95,7 @@ pub(crate) fn main(args: &AppArgs) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     match args.app {
         App::Buyer => runtime.block_on(buy(&args.orders)),
+        App::Health => runtime.block_on(health::serve()),
         _ => runtime.block_on(serve(args)),
     }
 }

@@ -5,6 +5,7 @@
 //! seen: 0 yes, 1 no, 2 the demo cannot run here (or was called wrongly), 130 interrupted. Nothing is left behind.
 pub(crate) mod apps;
 mod checks;
+pub(crate) mod client;
 mod http;
 mod observe;
 mod resources;

@@ -89,7 +89,7 @@ async fn run(args: &CheckArgs) -> anyhow::Result<Report> {
     if args.pre {
         groups.extend(before(&cluster, &inventory, &args.namespace).await);
     } else {
-        groups.extend(after(&cluster, &inventory, &args.namespace).await);
+        groups.extend(Box::pin(after(&cluster, &inventory, &args.namespace)).await);
     }
     Ok(Report::of(groups))
 }

@@ -4,9 +4,9 @@ use std::fmt::Debug;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::Context as _;
 use clap::Args;
 use kube::api::{Api, ListParams};
+use kube::client::UpgradeConnectionError;
 use kube::config::{KubeConfigOptions, Kubeconfig, KubeconfigError};
 use kube::{Client, Config};
 use serde::de::DeserializeOwned;
@@ -15,6 +15,11 @@ use weft_api::duration;
 /// Objects asked for at a time, so that a large cluster's API server is not made to answer with everything at once.
 const PAGE: u32 = 500;
 
+/// What is said where nothing answers.
+const NO_ANSWER: &str = "the API server does not answer";
+/// What is said to somebody whom the API server does not know.
+pub(super) const UNKNOWN_USER: &str = "the API server does not know this user (401): the kubeconfig's credentials are wrong \
+                                       or have expired; log in again, or give --user";
 /// What is said of a kind that the API server does not have.
 pub(super) const NO_SUCH_KIND: &str = "the API server does not have this kind";
 
@@ -102,7 +107,7 @@ impl ClusterArgs {
         let named = self.kubeconfig.is_some() || std::env::var_os("KUBECONFIG").is_some_and(|value| !value.is_empty());
         let kubeconfig = match kubeconfig {
             Ok(kubeconfig) => kubeconfig,
-            Err(fault) if named => return Err(fault).context("cannot read the kubeconfig"),
+            Err(fault) if named => return Err(anyhow::anyhow!("cannot read the kubeconfig: {fault}")),
             // Without a file, a pod has its service account.
             Err(KubeconfigError::FindPath | KubeconfigError::ReadConfig(..)) => {
                 return Config::incluster().map_err(|_| {
@@ -112,7 +117,7 @@ impl ClusterArgs {
                     )
                 });
             }
-            Err(fault) => return Err(fault).context("cannot read the kubeconfig"),
+            Err(fault) => return Err(anyhow::anyhow!("cannot read the kubeconfig: {fault}")),
         };
         let contexts: Vec<String> = kubeconfig.contexts.iter().map(|context| context.name.clone()).collect();
         Config::from_custom_kubeconfig(kubeconfig, &options).await.map_err(|fault| match fault {
@@ -125,7 +130,7 @@ impl ClusterArgs {
             KubeconfigError::LoadClusterOfContext(name) => {
                 anyhow::anyhow!("the kubeconfig has no cluster '{name}', which its context (or --cluster) names")
             }
-            fault => anyhow::Error::from(fault).context("cannot use the kubeconfig"),
+            fault => anyhow::anyhow!("cannot use the kubeconfig: {fault}"),
         })
     }
 }
@@ -151,6 +156,11 @@ impl Cluster {
             Some(namespace) => Api::namespaced(self.client.clone(), namespace),
             None => Api::all(self.client.clone()),
         }
+    }
+
+    /// A command's end, in words: which server it is that does not answer.
+    pub(super) fn failed(&self, fault: String) -> anyhow::Error {
+        if fault.starts_with(NO_ANSWER) { anyhow::anyhow!("{}: {fault}", self.server) } else { anyhow::anyhow!(fault) }
     }
 
     /// Objects of a kind that has no namespace.
@@ -193,11 +203,7 @@ where
 /// A fault of the API in words for an operator.
 pub(super) fn explain(fault: &kube::Error) -> String {
     match fault {
-        kube::Error::Api(status) if status.code == 401 => {
-            "the API server does not know this user (401): the kubeconfig's credentials are wrong or have expired; log in \
-             again, or give --user"
-                .to_owned()
-        }
+        kube::Error::Api(status) if status.code == 401 => UNKNOWN_USER.to_owned(),
         // With the message of an object that is not there the two are easily confused.
         kube::Error::Api(status)
             if status.code == 404
@@ -212,6 +218,13 @@ pub(super) fn explain(fault: &kube::Error) -> String {
         kube::Error::ProxyProtocolDisabled { .. } | kube::Error::ProxyProtocolUnsupported { .. } => {
             format!("{fault}; unset HTTPS_PROXY and the kubeconfig's proxy-url, or reach the API server directly")
         }
+        kube::Error::UpgradeConnection(UpgradeConnectionError::ProtocolSwitch(status)) => match status.as_u16() {
+            403 => "it is forbidden: you may not get and create pods/portforward in its namespace".to_owned(),
+            400 | 404 | 500 | 502 => "its node forwards no connection to it: the pod does not run (yet)".to_owned(),
+            _ => format!("the API server forwards no connection to it: {status}"),
+        },
+        kube::Error::Service(fault) => format!("{NO_ANSWER}: {}", root(fault.as_ref())),
+        kube::Error::HyperError(fault) => format!("{NO_ANSWER}: {}", root(fault)),
         fault => root(fault),
     }
 }

@@ -67,8 +67,8 @@ async fn ask(args: &VersionArgs) -> anyhow::Result<Server> {
     let cluster = args.cluster.connect().await?;
     let pods = cluster.api::<Pod>(None);
     let (replicas, pods) = tokio::join!(control_plane::replicas(&cluster), list(&pods, ListParams::default()));
-    let replicas = replicas.map_err(anyhow::Error::msg)?;
-    let pods: Vec<PodFacts> = pods.map_err(anyhow::Error::msg)?.iter().map(PodFacts::of).collect();
+    let replicas = replicas.map_err(|fault| cluster.failed(fault))?;
+    let pods: Vec<PodFacts> = pods.map_err(|fault| cluster.failed(fault))?.iter().map(PodFacts::of).collect();
     let sidecars = pods.iter().filter(|pod| pod.alive).filter_map(|pod| Some(pod.sidecar.as_ref()?.version.clone()));
     Ok(Server {
         control_plane: count(replicas.iter().map(|replica| replica.version.clone())),

@@ -16,6 +16,7 @@ fn main() {
     let mut tests: Vec<Test> = vec![
         ("the_selectors_of_an_expression_are_found", promql::finds_what_is_asked_for),
         ("every_panel_of_the_dashboard_says_what_it_shows", dashboard::is_described),
+        ("what_a_lab_cannot_have_is_registered_on_kubernetes", live::those_of_kubernetes_are_registered),
         ("every_alert_says_how_bad_it_is_and_what_to_do", rules::are_documented),
     ];
     let mut missing = Vec::new();

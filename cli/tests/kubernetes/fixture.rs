@@ -1,5 +1,4 @@
 //! A cluster of an API server alone, control planes beside it, and sidecars of pods that only the API server knows.
-use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
 use std::path::{Path, PathBuf};
@@ -118,30 +117,24 @@ impl Cluster {
 
     /// Starts a control plane of the replica `pod`, which may do everything.
     pub fn control_plane(&self, pod: &str, arguments: &[&str]) -> Result<ControlPlane> {
-        self.control_plane_as(&self.api.kubeconfig(), &BTreeMap::new(), pod, arguments)
+        self.control_plane_as(&self.api.kubeconfig(), pod, arguments)
     }
 
-    /// Starts a control plane as whoever `kubeconfig` says, with more variables.
-    pub fn control_plane_as(
-        &self,
-        kubeconfig: &Path,
-        variables: &BTreeMap<String, String>,
-        pod: &str,
-        arguments: &[&str],
-    ) -> Result<ControlPlane> {
+    /// Starts a control plane of the replica `pod`, which may do what the user of `kubeconfig` may.
+    pub fn control_plane_as(&self, kubeconfig: &Path, pod: &str, arguments: &[&str]) -> Result<ControlPlane> {
         let state = self.directory.path().join(pod);
         fs::create_dir_all(&state)?;
         let mut command = Command::new(WEFT);
         command
-            .args(["control-plane", "--kubernetes", "--log-format=json", "--listen=127.0.0.1:0"])
-            .arg("--admin-listen=127.0.0.1:0")
+            .args(["control-plane", "--kubernetes", "--log-format=json", "--admin-listen=127.0.0.1:0"])
             .arg(format!("--pod-name={pod}"))
             .arg(format!("--state={}", state.join("state").display()))
             .args(arguments)
-            .envs(variables)
             .env("KUBECONFIG", kubeconfig);
-        if !arguments.iter().any(|argument| argument.starts_with("--webhook-listen")) {
-            command.arg("--webhook-listen=127.0.0.1:0");
+        for listen in ["--listen=", "--webhook-listen="] {
+            if !arguments.iter().any(|argument| argument.starts_with(listen)) {
+                command.arg(format!("{listen}127.0.0.1:0"));
+            }
         }
         let process = Process::start(command, state.join("log"))?;
         let started = process.line("control plane started")?;

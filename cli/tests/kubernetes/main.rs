@@ -8,7 +8,10 @@ mod chart;
 mod cli;
 mod fixture;
 mod hostile;
+mod injected;
 mod mesh;
+mod operator;
+mod rights;
 mod scale;
 mod status;
 mod webhooks;
@@ -19,16 +22,25 @@ use weft_loadtests::lab::testing::Test;
 
 fn main() {
     weft_certs::install_crypto_provider();
-    let tests: Vec<Test> =
-        [cli::TESTS, hostile::TESTS, mesh::TESTS, scale::TESTS, status::TESTS, webhooks::TESTS].concat();
     let missing = assets().err();
     let no_helm = missing.clone().or_else(|| chart::helm().err());
     let trial = |(name, test): Test, missing: Option<&String>| match missing {
         None => Trial::test(name, move || test().map_err(|error| format!("{error:?}").into())),
         Some(why) => Trial::test(format!("{name} (skipped: {why})"), || Ok(())).with_ignored_flag(true),
     };
-    let with_helm = chart::TESTS.iter().map(|test| trial(*test, no_helm.as_ref()));
-    let trials = tests.into_iter().map(|test| trial(test, missing.as_ref())).chain(with_helm).collect();
+    let tests = [
+        cli::TESTS,
+        hostile::TESTS,
+        injected::TESTS,
+        mesh::TESTS,
+        operator::TESTS,
+        scale::TESTS,
+        status::TESTS,
+        webhooks::TESTS,
+    ];
+    let tests = tests.concat().into_iter().map(|test| trial(test, missing.as_ref()));
+    let with_helm = [chart::TESTS, rights::TESTS].concat().into_iter().map(|test| trial(test, no_helm.as_ref()));
+    let trials = tests.chain(with_helm).collect();
     let mut arguments = Arguments::from_args();
     // An API server needs a processor of its own.
     arguments.test_threads = arguments.test_threads.or(Some(2));

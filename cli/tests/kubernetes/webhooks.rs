@@ -193,13 +193,17 @@ async fn configure(client: &Client, port: u16, selected: &str) {
         "operations": ["CREATE", "UPDATE"], "apiGroups": [""], "apiVersions": ["v1"],
         "resources": ["namespaces", "services"],
     });
+    let mut annotations = webhook("annotations.admission.weft.dev", "/validate", annotated);
+    annotations["matchConditions"] = json!([{"name": "has-annotations-of-weft", "expression":
+        "object.metadata.?annotations.orValue({}).exists(key, key.startsWith('weft.dev/')) ||
+        object.metadata.?labels.orValue({}).exists(key, key.startsWith('weft.dev/'))"}]);
     let injector: MutatingWebhookConfiguration = object(json!({
         "metadata": {"name": webhooks::INJECTOR}, "webhooks": [webhook("injector.weft.dev", "/inject", pods)],
     }));
     let admission: ValidatingWebhookConfiguration = object(json!({
         "metadata": {"name": webhooks::ADMISSION}, "webhooks": [
             webhook("admission.weft.dev", "/validate", policies),
-            webhook("annotations.weft.dev", "/validate", annotated),
+            annotations,
         ],
     }));
     Api::all(client.clone()).create(&PostParams::default(), &injector).await.expect("created");

@@ -86,7 +86,7 @@ pub(super) async fn ground(settings: &Settings, place: &ClusterSettings) -> anyh
     let objects = Objects::default();
     Ok(Ground {
         authority: secret.load().await?,
-        attestation: Attestation::Pods(TokenReviews::new(client.clone(), trust_domain.clone())),
+        attestation: Attestation::Pods(Box::new(TokenReviews::new(client.clone(), trust_domain.clone()))),
         model: Model::with(trust_domain, settings.default_policy, Endpoints::Slices),
         source: Source::Kubernetes(KubernetesSource::start(
             &client,

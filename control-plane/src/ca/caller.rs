@@ -87,9 +87,9 @@ pub enum Unproven {
 /// What identities are proven by here.
 pub enum Attestation {
     /// Join tokens, on hosts.
-    JoinTokens(TokenKey),
+    JoinTokens(Box<TokenKey>),
     /// Pods' tokens, on Kubernetes.
-    Pods(TokenReviews),
+    Pods(Box<TokenReviews>),
 }
 
 impl Attestation {

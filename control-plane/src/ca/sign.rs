@@ -72,14 +72,14 @@ impl SignService {
         let known = &self.publisher;
         let caller = self.attestation.identify(asked.peer, request.metadata(), known, asked.now).await?;
         self.admit(&caller)?;
-        let refused = |because| NotIssued { caller: Some(caller.clone()), because };
+        let refused = |because| NotIssued { caller: Some(Box::new(caller.clone())), because };
         let request = wire::decode_sign_request(request.into_inner())
             .map_err(|fault| refused(Because::Invalid(fault.to_string())))?;
         self.issue(&caller, &request, asked).map_err(refused)
     }
 
     fn admit(&self, caller: &Caller) -> Result<(), NotIssued> {
-        let refused = |because| NotIssued { caller: Some(caller.clone()), because };
+        let refused = |because| NotIssued { caller: Some(Box::new(caller.clone())), because };
         if self.publisher.is_denied(&caller.id) {
             return Err(refused(Because::Denied));
         }
@@ -113,7 +113,7 @@ impl SignService {
     }
 
     fn refuse(&self, asked: &Asked<'_>, refused: &NotIssued) -> Status {
-        let caller = refused.caller.as_ref();
+        let caller = refused.caller.as_deref();
         let (id, reason) = (caller.map(|caller| caller.id.as_str()), refused.because.to_string());
         let recorded = self.audit.record(&Entry::CertificateRefused { id, remote: &asked.remote, reason: &reason });
         if recorded {
@@ -137,7 +137,7 @@ struct Asked<'a> {
 
 /// No certificate, and for whom.
 struct NotIssued {
-    caller: Option<Caller>,
+    caller: Option<Box<Caller>>,
     because: Because,
 }
 

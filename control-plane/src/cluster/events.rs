@@ -27,6 +27,8 @@ mod limit;
 const WAITING: usize = 256;
 /// What a note may be long (the API's limit is 1 kB).
 const LONGEST_NOTE: usize = 1000;
+/// What the name of an event takes of the object's (the API's limit is 253, a few characters follow).
+const LONGEST_PREFIX: usize = 200;
 /// A write that takes longer is given up.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Who reports, as Events have it.
@@ -136,18 +138,24 @@ impl Events {
 
 /// Writes what is told until `stop`.
 pub async fn run(cluster: Cluster, mut notices: Notices, stop: CancellationToken) {
-    let mut limit = Limit::new(Instant::now());
+    let (mut limit, mut failing) = (Limit::new(Instant::now()), false);
     while let Some(Some(notice)) = stop.run_until_cancelled(notices.0.recv()).await {
         if !limit.admits(&notice, Instant::now()) {
             continue;
         }
         let written = tokio::time::timeout(PATIENCE, write(&cluster, &notice));
-        match stop.run_until_cancelled(written).await {
+        let fault = match stop.run_until_cancelled(written).await {
             None => return,
-            Some(Ok(Ok(()))) => {}
-            Some(Ok(Err(fault))) => tracing::debug!(%fault, reason = notice.reason, "cannot write an event"),
-            Some(Err(_)) => tracing::debug!(reason = notice.reason, "cannot write an event: no answer"),
+            Some(Ok(Ok(()))) => None,
+            Some(Ok(Err(fault))) => Some(fault.to_string()),
+            Some(Err(_)) => Some("no answer".to_owned()),
+        };
+        let failed = fault.is_some();
+        // The first of a row.
+        if let Some(fault) = fault.filter(|_| !failing) {
+            tracing::warn!(fault, reason = notice.reason, note = notice.note, "cannot write an Event");
         }
+        failing = failed;
     }
 }
 
@@ -159,10 +167,11 @@ async fn write(cluster: &Cluster, notice: &Notice) -> Result<(), kube::Error> {
 }
 
 fn event(cluster: &Cluster, notice: &Notice, regarding: ObjectReference, now: Timestamp) -> Event {
+    let name = regarding.name.as_deref().unwrap_or("weft");
     let note = &notice.note[..notice.note.floor_char_boundary(LONGEST_NOTE)];
     Event {
         metadata: ObjectMeta {
-            generate_name: Some(format!("{}.", regarding.name.as_deref().unwrap_or("weft"))),
+            generate_name: Some(format!("{}-", &name[..name.floor_char_boundary(LONGEST_PREFIX)])),
             namespace: regarding.namespace.clone(),
             ..Default::default()
         },

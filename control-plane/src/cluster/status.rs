@@ -86,10 +86,13 @@ pub async fn run(writer: Writer, mut leader: watch::Receiver<bool>, stop: Cancel
     }
 }
 
+/// Revisions of all that a round looks at: objects, what is published, and what the replicas say.
+type Revisions = (u64, u64, (Vec<u64>, Vec<String>));
+
 /// What is remembered from round to round.
 #[derive(Default)]
 struct Memory {
-    looked_at: Option<(u64, u64, (Vec<u64>, Vec<String>))>,
+    looked_at: Option<Revisions>,
     /// What differs and is not due yet: since when.
     waiting: BTreeMap<ResourceKey, (Change, Instant)>,
     /// What the API server knew to be another by then: as it was judged, and when. It is judged again when the watch brings
@@ -216,7 +219,7 @@ impl Writer {
 
     async fn write(&self, write: &Write) -> Result<StatusResult, String> {
         let Write { key, judged, wanted, .. } = write;
-        let status = plan::with(&judged.status, &wanted, judged.generation);
+        let status = plan::with(&judged.status, wanted, judged.generation);
         let sent = tokio::time::timeout(PATIENCE, self.patch(key, judged, &status)).await;
         let result = match sent {
             Ok(Ok(())) => Ok(StatusResult::written),

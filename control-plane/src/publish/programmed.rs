@@ -4,14 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::UNIX_EPOCH;
 
-use aws_lc_rs::digest;
 use tokio::sync::watch;
 use weft_api::report::{PolicyName, Report, SidecarReport};
-use weft_api::resource::{AuthorizationPolicy, NamespacedName, Resource, Service, Subject, Target, Workload};
+use weft_api::resource::{AuthorizationPolicy, NamespacedName, Service, Subject, Target, Workload};
 
 use super::{Published, Publisher, Sidecar, State};
 use crate::model::Endpoints;
-use crate::source::{Event, Kind, ResourceKey};
+use crate::source::{Event, Kind, ResourceKey, fingerprint};
 
 /// What every policy in force applies to.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -65,17 +64,6 @@ impl Fingerprints {
     fn namespaces(&self) -> BTreeSet<&str> {
         self.0.keys().map(|key| key.name.namespace.as_str()).collect()
     }
-}
-
-/// Of a policy's content: the same in every replica. `None`: this is no policy.
-pub fn fingerprint(resource: &Resource) -> Option<u64> {
-    let content = match resource {
-        Resource::AuthorizationPolicy(policy) => policy.spec_json(),
-        Resource::RateLimitPolicy(policy) => policy.spec_json(),
-        _ => return None,
-    };
-    let hash = digest::digest(&digest::SHA256, content.to_string().as_bytes());
-    hash.as_ref().first_chunk().map(|first| u64::from_be_bytes(*first))
 }
 
 impl Publisher {

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use aws_lc_rs::digest;
 use serde::Serialize;
 use weft_api::resource::{EndpointSlice, NamespacedName, Resource};
 use weft_certs::SpiffeId;
@@ -84,6 +85,17 @@ impl std::fmt::Display for ResourceKey {
             write!(f, "{:?} {}", self.kind, self.name)
         }
     }
+}
+
+/// Of a policy's content: the same in every replica. `None`: this is no policy.
+pub fn fingerprint(resource: &Resource) -> Option<u64> {
+    let content = match resource {
+        Resource::AuthorizationPolicy(policy) => policy.spec_json(),
+        Resource::RateLimitPolicy(policy) => policy.spec_json(),
+        _ => return None,
+    };
+    let hash = digest::digest(&digest::SHA256, content.to_string().as_bytes());
+    hash.as_ref().first_chunk().map(|first| u64::from_be_bytes(*first))
 }
 
 /// One change of the mesh.

@@ -127,6 +127,7 @@ fn asked(
     }
     let checks = probes::rewrite(&mut pod, &BTreeMap::new(), &settings.skip_inbound_ports, secret)?;
     let proxy = containers::proxy(config, &settings, &checks, pod.grace_seconds())?;
+    pod.delay_termination(config.termination_delay_seconds()?);
     let redirect = containers::redirect(config, &settings);
     let init_containers = pod.items_mut(INIT_CONTAINERS);
     if config.native_sidecar {
@@ -162,7 +163,7 @@ fn refuse_what_would_bypass(pod: &Pod) -> Result<(), String> {
         if pod::runs_as(container, PROXY_UID) {
             return Err(format!("container `{name}` in spec.{list} has runAsUser {PROXY_UID}; {remedy}"));
         }
-        for port in pod::declared_ports(container).filter(|port| PROXY_PORTS.contains(port)) {
+        if let Some(port) = pod::declared_ports(container).find(|port| PROXY_PORTS.contains(port)) {
             return Err(format!(
                 "container `{name}` declares containerPort {port}, which is the sidecar's; \
                  let the application listen on a port other than 4240, 4243 and 4291"

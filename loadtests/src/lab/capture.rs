@@ -35,10 +35,7 @@ pub struct Capture {
 impl Capture {
     pub(crate) fn start(switch: &Namespace) -> Result<Self> {
         let (socket, bridge) = switch.call("open a packet socket", || {
-            let protocol = Protocol::from(i32::from(ALL_PROTOCOLS.to_be()));
-            let socket = Socket::new(Domain::PACKET, Type::RAW, Some(protocol))?;
-            // As much as net.core.rmem_max allows.
-            socket.set_recv_buffer_size(64 << 20)?;
+            let socket = packet_socket()?;
             socket.set_read_timeout(Some(Duration::from_millis(20)))?;
             Ok((socket, if_nametoindex(netlink::BRIDGE)?))
         })?;
@@ -69,6 +66,18 @@ impl Drop for Capture {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::SeqCst);
     }
+}
+
+/// A socket that receives every frame of every interface of this thread's network namespace, from now on.
+///
+/// # Errors
+/// Without CAP_NET_RAW in that network namespace.
+pub fn packet_socket() -> io::Result<Socket> {
+    let protocol = Protocol::from(i32::from(ALL_PROTOCOLS.to_be()));
+    let socket = Socket::new(Domain::PACKET, Type::RAW, Some(protocol))?;
+    // As much as net.core.rmem_max allows.
+    socket.set_recv_buffer_size(64 << 20)?;
+    Ok(socket)
 }
 
 /// Reads until `stop` is set and the socket is empty.

@@ -81,7 +81,7 @@ mod task;
 pub mod testing;
 mod topology;
 
-pub use capture::Capture;
+pub use capture::{Capture, packet_socket};
 pub use diagnose::Unavailable;
 pub use enter::{Entered, Options, available, enter, init};
 pub use frames::{Frame, Frames, Segment, Stream};

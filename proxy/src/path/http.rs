@@ -321,8 +321,7 @@ async fn send(to: &Forwarding<'_>, request: Request<RequestBody>, version: HttpV
             }));
         };
         if record.ends.direction == Direction::Outbound {
-            record.peer_address = Some(chosen.endpoint.address);
-            record.peer_identity.clone_from(&chosen.endpoint.identity);
+            record.goes_to(&chosen.endpoint);
         }
         let connecting = Instant::now();
         let connected = worker.upstreams.http(&chosen.endpoint, version, to.identity, fresh_only).await;

@@ -52,7 +52,7 @@ pub async fn handle(worker: Rc<Worker>, stream: TcpStream, peer: SocketAddr) {
             source: own_party(&view),
             destination: Party::new(destination.name, destination.namespace),
             protocol: Protocol::Tcp,
-            tls: !route.endpoints().is_empty() && route.endpoints().iter().all(|endpoint| endpoint.identity.is_some()),
+            tls: route.is_secured(),
         },
         original,
         peer: accepted.peer,
@@ -207,7 +207,9 @@ impl Connection {
 
     /// Carries bytes both ways. The permit is the destination's to give: its sidecar judges before it forwards.
     async fn bytes(&self, caller: Stream, server: Result<Opened, ConnectError>) {
-        let open = Rc::new(self.worker.telemetry.connection_opened(&self.ends));
+        let chosen = server.as_ref().ok().and_then(|opened| opened.chosen.as_ref());
+        let tls = chosen.map_or(self.ends.tls, |chosen| chosen.endpoint.identity.is_some());
+        let open = Rc::new(self.worker.telemetry.connection_opened(&Ends { tls, ..self.ends.clone() }));
         let (outcome, endpoint) = match server {
             Err(error) => {
                 tracing::debug!(%error, "destination not reached");

@@ -11,6 +11,7 @@ use http::uri::Uri;
 use http::{HeaderMap, HeaderValue, Method, Response};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
+use weft_api::workload::Endpoint;
 use weft_certs::SpiffeId;
 
 use super::Worker;
@@ -80,6 +81,16 @@ impl Record {
             ending: Ending::Forwarded,
             span: None,
             complete: false,
+        }
+    }
+
+    /// Notes the endpoint that is called. The connection that the request came on may be older than it.
+    pub(crate) fn goes_to(&mut self, endpoint: &Endpoint) {
+        self.peer_address = Some(endpoint.address);
+        self.peer_identity.clone_from(&endpoint.identity);
+        let tls = endpoint.identity.is_some();
+        if self.ends.tls != tls {
+            self.ends = Rc::new(Ends { tls, ..(*self.ends).clone() });
         }
     }
 

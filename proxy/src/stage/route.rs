@@ -144,6 +144,14 @@ impl Route {
         }
     }
 
+    /// Whether nothing that goes there goes in the clear, whichever endpoint is chosen. To nobody nothing goes.
+    pub fn is_secured(&self) -> bool {
+        match self {
+            Self::Service { .. } | Self::Workload { .. } => self.endpoints().iter().all(|to| to.identity.is_some()),
+            Self::Outside | Self::NoSuchPort => false,
+        }
+    }
+
     /// Name and namespace for metrics and logs, from the model.
     pub fn destination(&self) -> NamespacedName {
         match self {

@@ -5,7 +5,7 @@ use kube::client::Body;
 
 use super::finding::{Finding, Group};
 use super::{Seen, unix_now};
-use crate::kubernetes::client::{Cluster, explain};
+use crate::kubernetes::client::{Cluster, UNKNOWN_USER, explain};
 use crate::kubernetes::output::span;
 
 /// Sidecars are native: init containers that go on.
@@ -41,10 +41,7 @@ async fn ask(cluster: &Cluster) -> Result<(Info, Option<i64>), String> {
     let body = response.into_body().collect_bytes().await.map_err(|fault| explain(&fault))?;
     if !status.is_success() {
         return Err(match status.as_u16() {
-            401 => {
-                "the API server does not know this user (401): the kubeconfig's credentials are wrong or have expired"
-                    .to_owned()
-            }
+            401 => UNKNOWN_USER.to_owned(),
             _ => format!("it answered {status}"),
         });
     }
@@ -69,8 +66,13 @@ pub(super) fn judge(facts: &ApiFacts) -> Group {
     match &facts.version {
         Err(fault) => findings.push(Finding::failure(
             "reachable",
-            format!("{} does not answer: {fault}", facts.server),
-            "start the cluster or open the way to it; for another one give --context or --kubeconfig (kubectl config get-contexts)",
+            format!("{}: {fault}", facts.server),
+            if fault == UNKNOWN_USER {
+                "kubectl auth whoami says whom it knows"
+            } else {
+                "start the cluster or open the way to it; for another one give --context or --kubeconfig \
+                 (kubectl config get-contexts)"
+            },
         )),
         Ok(version) => {
             findings.push(Finding::ok("reachable", facts.server.clone()));

@@ -14,7 +14,7 @@ use crate::kubernetes::certificate::Certificate;
 use crate::kubernetes::client::{Cluster, find, list};
 use crate::kubernetes::names::{CA_SECRET, CONTROL_PLANE, TRUST_BUNDLE, TRUST_BUNDLE_KEY, WEBHOOK_SECRET};
 use crate::kubernetes::objects::{NamespaceFacts, PodFacts};
-use crate::kubernetes::output::{some_of, span};
+use crate::kubernetes::output::{counted, some_of, span};
 
 /// An authority is replaced with open eyes: a month is time for it.
 const AUTHORITY_LEFT: i64 = 30 * 86_400;
@@ -287,7 +287,7 @@ fn bundle(
             "while a root is being replaced this passes by itself within a minute; if it stays, read the control plane's log",
         );
     }
-    Finding::ok(CHECK, format!("there and equal in {} namespaces", read.len()))
+    Finding::ok(CHECK, format!("there and equal in {}", counted(read.len(), "namespace")))
 }
 
 #[cfg(test)]

@@ -24,7 +24,10 @@ pub(super) fn judge_before(namespaces: &Seen<Vec<NamespaceFacts>>, release: &str
     } else {
         Finding::warning(
             "pod security",
-            format!("{} forbid NET_ADMIN, which the redirect set-up in each pod needs", some_of(&held)),
+            format!(
+                "Pod Security forbids NET_ADMIN, which the redirect set-up in each pod needs, in {}",
+                some_of(&held)
+            ),
             "install with the CNI plugin: helm install … --set cni.enabled=true",
         )
     });
@@ -78,7 +81,7 @@ pub(super) fn judge_after(
         Ok(None) if !held.is_empty() => findings.push(Finding::failure(
             "pod security",
             format!(
-                "{} forbid NET_ADMIN, which the redirect set-up in each pod needs: no meshed pod starts there",
+                "Pod Security forbids NET_ADMIN, which the redirect set-up in each pod needs, in {}: no meshed pod starts there",
                 some_of(&held)
             ),
             "use the CNI plugin: helm upgrade … --set cni.enabled=true",
@@ -144,7 +147,7 @@ fn judge_pods(meshed: &[&str], pods: &[PodFacts]) -> Vec<Finding> {
         findings.push(Finding::failure(
             "pods",
             format!(
-                "{} without a sidecar, started before the annotation: {}",
+                "{} without a sidecar, most likely older than the annotation: {}",
                 counted(missing.len(), "pod"),
                 some_of(&names)
             ),

@@ -125,7 +125,11 @@ pub(super) fn judge(nodes: &Seen<Vec<NodeFacts>>, now: i64) -> Group {
         },
         Line {
             check: "clocks",
-            well: "agree with the API server's".to_owned(),
+            well: if linux.iter().any(|node| node.renewed.is_some()) {
+                "agree with the API server's".to_owned()
+            } else {
+                "no heartbeats that tell".to_owned()
+            },
             remedy: "set them by NTP (timedatectl status there): beyond a minute certificates are refused as not yet valid, or as expired",
             fails: true,
             wrong: &|node| skewed(node, now),

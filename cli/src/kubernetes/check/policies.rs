@@ -53,29 +53,39 @@ async fn ask(cluster: &Cluster, replicas: &[PodFacts]) -> Option<Seen<Told>> {
 
 pub(super) fn judge(facts: &PolicyCheckFacts) -> Group {
     let mut findings = Vec::new();
+    let nothing = Told::default();
+    let told = facts.told.as_ref().and_then(|told| told.as_ref().ok()).unwrap_or(&nothing);
     match &facts.policies {
         Err(why) => findings.push(Finding::unseen("policies", why)),
-        Ok(policies) => findings.extend(conditions(policies)),
+        Ok(policies) => findings.extend(conditions(policies, told)),
     }
-    match &facts.told {
-        None => {}
-        Some(Err(why)) => findings.push(Finding::unseen("resources", why)),
-        Some(Ok(told)) => findings.extend(told_of(told)),
+    if let Some(Err(why)) = &facts.told {
+        findings.push(Finding::unseen("resources", why));
     }
+    findings.extend(told_of(told));
     Group::new("Policies", findings)
 }
 
-fn conditions(policies: &[PolicyFacts]) -> Vec<Finding> {
-    let named = |condition: &str| -> Vec<String> {
+/// One line a policy: that it applies to nothing is why nobody has confirmed it.
+fn conditions(policies: &[PolicyFacts], told: &Told) -> Vec<Finding> {
+    let is = |policy: &PolicyFacts, condition: &str| {
+        policy.condition(condition).is_some_and(|(status, _)| status == "False")
+    };
+    let named = |condition: &str, chosen: &dyn Fn(&PolicyFacts) -> bool| -> Vec<String> {
         policies
             .iter()
-            .filter_map(|policy| {
-                let (_, message) = policy.condition(condition).filter(|(status, _)| *status == "False")?;
-                Some(format!("{} ({message})", policy.reference()))
+            .filter(|policy| is(policy, condition) && chosen(policy))
+            .map(|policy| {
+                let message = policy.condition(condition).map_or("", |(_, message)| message);
+                format!("{} ({message})", policy.reference())
             })
             .collect()
     };
-    let (refused, unresolved, pending) = (named("Accepted"), named("ResolvedRefs"), named("Programmed"));
+    let idle = |policy: &PolicyFacts| told.idle.contains(&policy.reference());
+    let refused = named("Accepted", &|_| true);
+    let unresolved = named("ResolvedRefs", &|policy| !idle(policy));
+    let pending =
+        named("Programmed", &|policy| !idle(policy) && !is(policy, "ResolvedRefs") && !is(policy, "Accepted"));
     let unjudged: Vec<String> =
         policies.iter().filter(|policy| policy.condition("Accepted").is_none()).map(PolicyFacts::reference).collect();
     let mut findings = Vec::new();
@@ -166,7 +176,12 @@ mod tests {
             ("unresolved", vec![policy(&[accepted, ("ResolvedRefs", "False")])], None, vec![("references", Warning)]),
             ("on its way", vec![policy(&[accepted, ("Programmed", "False")])], None, vec![("programmed", Warning)]),
             ("nobody judged", vec![policy(&[])], None, vec![("status", Warning)]),
-            ("idle", vec![policy(&[accepted])], told(&[], &["shop/p"]), vec![("policies", Well), ("idle", Warning)]),
+            (
+                "idle, which explains all else",
+                vec![policy(&[accepted, ("ResolvedRefs", "False"), ("Programmed", "False")])],
+                told(&[], &["AuthorizationPolicy shop/p"]),
+                vec![("policies", Well), ("idle", Warning)],
+            ),
             ("faulty", vec![], told(&["shop/p: no"], &[]), vec![("policies", Well), ("resources", Failure)]),
             ("no answer", vec![], Some(Err("no".into())), vec![("policies", Well), ("resources", Warning)]),
         ] {

@@ -27,7 +27,7 @@ pub(super) fn judge(pods: &Seen<Vec<PodFacts>>, knowledge: &Seen<Knowledge>, now
         findings.push(Finding::warning(
             "control plane",
             detail,
-            "you must be allowed to create pods/portforward in its namespace, and the replica must run",
+            "you must be allowed to get and create pods/portforward in its namespace, and the replica must run",
         ));
     }
     if knowledge.answered == 0 {

@@ -116,7 +116,7 @@ pub(super) async fn run(args: &EdgeArgs) -> anyhow::Result<ExitCode> {
         Some(selector) => ListParams::default().labels(selector),
         None => ListParams::default(),
     };
-    let pods = list(&cluster.api::<Pod>(scope.as_deref()), params).await.map_err(anyhow::Error::msg)?;
+    let pods = list(&cluster.api::<Pod>(scope.as_deref()), params).await.map_err(|fault| cluster.failed(fault))?;
     let pods: Vec<PodFacts> = pods.iter().map(PodFacts::of).filter(|pod| pod.alive && pod.sidecar.is_some()).collect();
     let (mut counted, mut faults) = ask(&cluster, &pods).await;
     if let Some(over) = args.over {

@@ -2,16 +2,16 @@
 //!
 //! The engine's own parser and targeting say what is declared, so the two sides differ only where the sidecar has not been
 //! told yet, or was told by another version.
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use weft_api::resource::{NamespacedName, Resource, Subject, parse_documents};
+use weft_api::resource::{NamespacedName, RateLimit, Resource, Subject, parse_documents};
 
 use super::policies::PolicyFacts;
 use crate::kubernetes::objects::PodFacts;
 use crate::kubernetes::output::{Column, Table};
-use crate::kubernetes::policy_kinds;
+use crate::kubernetes::policy_kinds::{AUTHORIZATION, RATE_LIMIT};
 
 /// `/config` of a sidecar, as far as it is of use here.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -48,6 +48,30 @@ struct Limit {
     requests: u32,
     window_ms: u64,
     burst: u32,
+    #[serde(default)]
+    per: String,
+}
+
+impl Limit {
+    fn of(limit: &RateLimit) -> Self {
+        Self {
+            policy: limit.policy.to_string(),
+            limit: limit.name.clone(),
+            requests: limit.requests,
+            window_ms: limit.window.as_millis().try_into().unwrap_or(u64::MAX),
+            burst: limit.burst,
+            per: format!("{:?}", limit.per),
+        }
+    }
+}
+
+impl Configuration {
+    /// The limits of one policy, in order.
+    fn limits_of(&self, policy: &str) -> Vec<Limit> {
+        let mut limits: Vec<Limit> = self.rate_limits.iter().filter(|limit| limit.policy == policy).cloned().collect();
+        limits.sort();
+        limits
+    }
 }
 
 impl SidecarConfig {
@@ -95,6 +119,8 @@ pub(super) struct InForce {
     spec: Option<Value>,
 }
 
+type Rows = BTreeMap<(&'static str, String), InForce>;
+
 /// Every policy that either side has.
 pub(super) fn compare(
     config: &SidecarConfig,
@@ -105,113 +131,109 @@ pub(super) fn compare(
     let nothing = Configuration::default();
     let configuration = config.configuration.as_ref().unwrap_or(&nothing);
     let subject = Subject { namespace: &pod.namespace, labels: &pod.labels, services };
-    let mut rows: BTreeMap<(&'static str, String), InForce> = BTreeMap::new();
-
-    let kind = policy_kinds::AUTHORIZATION.kind;
-    for policy in configuration.policies.iter().flatten() {
-        let (in_force, message) = match &policy.unreadable {
-            Some(why) => (State::Unreadable, Some(why.clone())),
-            None => (State::Removed, None),
-        };
-        let effect = policy.spec.as_ref().map(effect).unwrap_or_default();
-        let row = InForce {
-            kind,
-            policy: policy.name.clone(),
-            in_force,
-            effect,
-            accepted: None,
-            message,
-            spec: policy.spec.clone(),
-        };
-        rows.insert((kind, policy.name.clone()), row);
-    }
-    let kind = policy_kinds::RATE_LIMIT.kind;
-    let mut limits: BTreeMap<String, Vec<Limit>> = BTreeMap::new();
-    for limit in &configuration.rate_limits {
-        limits.entry(limit.policy.clone()).or_default().push(limit.clone());
-    }
-    for (policy, limits) in &limits {
-        let row = InForce {
-            kind,
-            policy: policy.clone(),
-            in_force: State::Removed,
-            effect: limits_effect(limits),
-            accepted: None,
-            message: None,
-            spec: Some(limits.iter().map(limit_json).collect()),
-        };
-        rows.insert((kind, policy.clone()), row);
-    }
-
+    let mut rows = at_sidecar(configuration);
     for policy in declared {
-        let name = format!("{}/{}", policy.namespace, policy.name);
-        let condition = policy.condition("Accepted");
-        let Some(kind) = [policy_kinds::AUTHORIZATION.kind, policy_kinds::RATE_LIMIT.kind]
-            .into_iter()
-            .find(|kind| *kind == policy.kind)
-        else {
-            continue;
-        };
-        let parsed = parse(policy);
-        let (applies, spec, effect, same) = match &parsed {
-            Ok(Resource::AuthorizationPolicy(parsed)) => {
-                let spec = parsed.spec_json();
-                let same = rows.get(&(kind, name.clone())).is_some_and(|row| row.spec.as_ref() == Some(&spec));
-                (parsed.applies_to(subject), Some(spec.clone()), effect(&spec), same)
-            }
-            Ok(Resource::RateLimitPolicy(parsed)) => {
-                let mut wanted: Vec<Limit> = parsed
-                    .rate_limits()
-                    .map(|limit| Limit {
-                        policy: limit.policy.to_string(),
-                        limit: limit.name,
-                        requests: limit.requests,
-                        window_ms: limit.window.as_millis().try_into().unwrap_or(u64::MAX),
-                        burst: limit.burst,
-                    })
-                    .collect();
-                let mut have = limits.get(&name).cloned().unwrap_or_default();
-                wanted.sort();
-                have.sort();
-                (parsed.applies_to(subject), None, limits_effect(&wanted), wanted == have)
-            }
-            // It cannot be in force as it is declared; whether an earlier version of it is, the sidecar knows.
-            _ => (true, None, String::new(), false),
-        };
-        let fault = parsed.as_ref().err().cloned();
-        let accepted = condition.map(|(status, _)| status.to_owned());
-        let message =
-            condition.filter(|(status, _)| *status != "True").map(|(_, message)| message.to_owned()).or(fault);
-        match rows.get_mut(&(kind, name.clone())) {
-            Some(row) => {
-                row.accepted = accepted;
-                row.message = row.message.take().or(message);
-                if row.in_force != State::Unreadable && applies {
-                    row.in_force = if same { State::Yes } else { State::Outdated };
-                }
-            }
-            None if applies => {
-                let row = InForce { kind, policy: name.clone(), in_force: State::No, effect, accepted, message, spec };
-                rows.insert((kind, name), row);
-            }
-            None => {}
-        }
+        lay_beside(&mut rows, policy, &judge(policy, subject, configuration));
     }
     rows.into_values().collect()
 }
 
-fn parse(policy: &PolicyFacts) -> Result<Resource, String> {
+/// What the sidecar has; whether it is declared too is not known yet.
+fn at_sidecar(configuration: &Configuration) -> Rows {
+    let mut rows = Rows::new();
+    let mut put = |kind, policy: &str, in_force, message, spec: Option<Value>, effect| {
+        let row = InForce { kind, policy: policy.to_owned(), in_force, effect, accepted: None, message, spec };
+        rows.insert((kind, policy.to_owned()), row);
+    };
+    for policy in configuration.policies.iter().flatten() {
+        let in_force = if policy.unreadable.is_some() { State::Unreadable } else { State::Removed };
+        let effect = policy.spec.as_ref().map(effect).unwrap_or_default();
+        put(AUTHORIZATION.kind, &policy.name, in_force, policy.unreadable.clone(), policy.spec.clone(), effect);
+    }
+    for policy in configuration.rate_limits.iter().map(|limit| &limit.policy).collect::<BTreeSet<_>>() {
+        let limits = configuration.limits_of(policy);
+        let spec = limits.iter().map(limit_json).collect();
+        put(RATE_LIMIT.kind, policy, State::Removed, None, Some(spec), limits_effect(&limits));
+    }
+    rows
+}
+
+/// A declared policy, judged by the engine.
+struct Declared {
+    applies: bool,
+    /// Whether the sidecar has just this.
+    same: bool,
+    effect: String,
+    spec: Option<Value>,
+    fault: Option<String>,
+}
+
+fn judge(policy: &PolicyFacts, subject: Subject<'_>, configuration: &Configuration) -> Declared {
+    let (namespace, name) = (&policy.namespace, &policy.name);
+    match parse(&policy.kind, namespace, name, &policy.spec) {
+        Ok(Resource::AuthorizationPolicy(parsed)) => {
+            let spec = parsed.spec_json();
+            let there = configuration.policies.iter().flatten().find(|there| there.name == parsed.name.to_string());
+            let there = there.and_then(|there| parse(&policy.kind, namespace, name, there.spec.as_ref()?).ok());
+            Declared {
+                applies: parsed.applies_to(subject),
+                effect: effect(&spec),
+                spec: Some(spec),
+                same: there == Some(Resource::AuthorizationPolicy(parsed)),
+                fault: None,
+            }
+        }
+        Ok(Resource::RateLimitPolicy(parsed)) => {
+            let mut wanted: Vec<Limit> = parsed.rate_limits().map(|limit| Limit::of(&limit)).collect();
+            wanted.sort();
+            Declared {
+                applies: parsed.applies_to(subject),
+                same: wanted == configuration.limits_of(&parsed.name.to_string()),
+                effect: limits_effect(&wanted),
+                spec: None,
+                fault: None,
+            }
+        }
+        // It cannot be in force as it is declared; whether an earlier version of it is, the sidecar knows.
+        unusable => Declared { applies: true, same: false, effect: String::new(), spec: None, fault: unusable.err() },
+    }
+}
+
+fn lay_beside(rows: &mut Rows, policy: &PolicyFacts, declared: &Declared) {
+    let Some(kind) = [AUTHORIZATION.kind, RATE_LIMIT.kind].into_iter().find(|kind| *kind == policy.kind) else {
+        return;
+    };
+    let name = format!("{}/{}", policy.namespace, policy.name);
+    let condition = policy.condition("Accepted");
+    let accepted = condition.map(|(status, _)| status.to_owned());
+    let refusal = condition.filter(|(status, _)| *status != "True").map(|(_, message)| message.to_owned());
+    let message = refusal.or_else(|| declared.fault.clone());
+    match rows.get_mut(&(kind, name.clone())) {
+        Some(row) => {
+            row.accepted = accepted;
+            row.message = row.message.take().or(message);
+            if row.in_force != State::Unreadable && declared.applies {
+                row.in_force = if declared.same { State::Yes } else { State::Outdated };
+            }
+        }
+        None if declared.applies => {
+            let (effect, spec) = (declared.effect.clone(), declared.spec.clone());
+            let row = InForce { kind, policy: name.clone(), in_force: State::No, effect, accepted, message, spec };
+            rows.insert((kind, name), row);
+        }
+        None => {}
+    }
+}
+
+fn parse(kind: &str, namespace: &str, name: &str, spec: &Value) -> Result<Resource, String> {
     let document = json!({
         "apiVersion": weft_api::resource::API_VERSION,
-        "kind": policy.kind,
-        "metadata": {"name": policy.name, "namespace": policy.namespace},
-        "spec": policy.spec,
+        "kind": kind,
+        "metadata": {"name": name, "namespace": namespace},
+        "spec": spec,
     });
-    let mut parsed = parse_documents(&document.to_string());
-    match parsed.pop() {
-        Some(parsed) => parsed.map_err(|fault| fault.to_string()),
-        None => Err("it is empty".to_owned()),
-    }
+    let parsed = parse_documents(&document.to_string()).pop();
+    parsed.ok_or("it is empty")?.map_err(|fault| fault.to_string())
 }
 
 fn effect(spec: &Value) -> String {
@@ -227,11 +249,11 @@ fn limits_effect(limits: &[Limit]) -> String {
 }
 
 fn millis(millis: u64) -> String {
-    if millis % 1_000 == 0 { format!("{}s", millis / 1_000) } else { format!("{millis}ms") }
+    if millis.is_multiple_of(1_000) { format!("{}s", millis / 1_000) } else { format!("{millis}ms") }
 }
 
 fn limit_json(limit: &Limit) -> Value {
-    json!({"name": limit.limit, "requests": limit.requests, "window": format!("{}ms", limit.window_ms), "burst": limit.burst})
+    json!({"name": limit.limit, "requests": limit.requests, "window": format!("{}ms", limit.window_ms), "burst": limit.burst, "per": limit.per})
 }
 
 pub(super) fn table(rows: &[InForce]) -> Table {
@@ -282,7 +304,7 @@ mod tests {
 
     /// The spec as a sidecar shows it: parsed, and written out whole.
     fn at_sidecar(name: &str, spec: Value) -> Value {
-        match parse(&declared("AuthorizationPolicy", name, spec)).expect("valid") {
+        match parse("AuthorizationPolicy", "shop", name, &spec).expect("valid") {
             Resource::AuthorizationPolicy(policy) => {
                 json!({"name": policy.name.to_string(), "spec": policy.spec_json()})
             }

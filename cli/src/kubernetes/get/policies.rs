@@ -163,7 +163,7 @@ pub(super) async fn run(args: &PolicyArgs) -> anyhow::Result<ExitCode> {
         return show_in_force(args, &cluster, kind, name).await;
     }
     let scope = args.list.scope(&cluster);
-    let mut all = all_policies(&cluster, scope.as_deref()).await.map_err(anyhow::Error::msg)?;
+    let mut all = all_policies(&cluster, scope.as_deref()).await.map_err(|fault| cluster.failed(fault))?;
     all.retain(|policy| name.is_none_or(|name| policy.name == name));
     all.sort_by(|one, other| (&one.namespace, &one.kind, &one.name).cmp(&(&other.namespace, &other.kind, &other.name)));
     let nothing = format!(
@@ -233,9 +233,9 @@ async fn show_in_force(args: &PolicyArgs, cluster: &Cluster, kind: &str, name: &
         list(&services, ListParams::default()),
     );
     let config = config.map_err(|fault| anyhow::anyhow!("pod {}: {fault}", pod.key()))?;
-    let declared = declared.map_err(anyhow::Error::msg)?;
+    let declared = declared.map_err(|fault| cluster.failed(fault))?;
     let services: Vec<NamespacedName> = services
-        .map_err(anyhow::Error::msg)?
+        .map_err(|fault| cluster.failed(fault))?
         .iter()
         .filter(|service| selects(service, &pod))
         .map(|service| NamespacedName::new(&namespace, service.name_any()))
@@ -282,19 +282,23 @@ async fn pod_of(cluster: &Cluster, namespace: &str, kind: &str, name: &str) -> a
     let missing = || anyhow::anyhow!("there is no {kind} {name} in namespace {namespace}");
     let selector: Option<LabelSelector> = match kind {
         "pod" | "pods" | "po" => {
-            let pod = find(&cluster.api::<Pod>(Some(namespace)), name).await.map_err(anyhow::Error::msg)?;
+            let pod = find(&cluster.api::<Pod>(Some(namespace)), name).await.map_err(|fault| cluster.failed(fault))?;
             return pod.as_ref().map(PodFacts::of).ok_or_else(missing);
         }
         "deploy" | "deployment" | "deployments" => {
-            let found = find(&cluster.api::<Deployment>(Some(namespace)), name).await.map_err(anyhow::Error::msg)?;
+            let found =
+                find(&cluster.api::<Deployment>(Some(namespace)), name).await.map_err(|fault| cluster.failed(fault))?;
             found.ok_or_else(missing)?.spec.map(|spec| spec.selector)
         }
         "sts" | "statefulset" | "statefulsets" => {
-            let found = find(&cluster.api::<StatefulSet>(Some(namespace)), name).await.map_err(anyhow::Error::msg)?;
+            let found = find(&cluster.api::<StatefulSet>(Some(namespace)), name)
+                .await
+                .map_err(|fault| cluster.failed(fault))?;
             found.ok_or_else(missing)?.spec.map(|spec| spec.selector)
         }
         "ds" | "daemonset" | "daemonsets" => {
-            let found = find(&cluster.api::<DaemonSet>(Some(namespace)), name).await.map_err(anyhow::Error::msg)?;
+            let found =
+                find(&cluster.api::<DaemonSet>(Some(namespace)), name).await.map_err(|fault| cluster.failed(fault))?;
             found.ok_or_else(missing)?.spec.map(|spec| spec.selector)
         }
         other => {
@@ -303,7 +307,7 @@ async fn pod_of(cluster: &Cluster, namespace: &str, kind: &str, name: &str) -> a
     };
     let labels = selector_text(&selector.unwrap_or_default());
     let params = ListParams::default().labels(&labels);
-    let pods = list(&cluster.api::<Pod>(Some(namespace)), params).await.map_err(anyhow::Error::msg)?;
+    let pods = list(&cluster.api::<Pod>(Some(namespace)), params).await.map_err(|fault| cluster.failed(fault))?;
     let mut pods: Vec<PodFacts> = pods.iter().map(PodFacts::of).filter(|pod| pod.alive).collect();
     pods.sort_by_key(|pod| (!pod.ready, pod.sidecar.is_none(), pod.name.clone()));
     pods.into_iter()

@@ -85,7 +85,7 @@ pub(super) async fn run(args: &WorkloadArgs) -> anyhow::Result<ExitCode> {
     let objects = policy_kinds::api(&cluster, &policy_kinds::WORKLOAD, scope.as_deref());
     let (pods, objects, (knowledge, mut faults)) =
         tokio::join!(list(&pods, params()), list(&objects, params()), ask_control_planes(&cluster));
-    let pods: Vec<PodFacts> = pods.map_err(anyhow::Error::msg)?.iter().map(PodFacts::of).collect();
+    let pods: Vec<PodFacts> = pods.map_err(|fault| cluster.failed(fault))?.iter().map(PodFacts::of).collect();
     // A cluster without the kind has none of them.
     let objects = objects.unwrap_or_else(|fault| {
         faults.push(Fault { of: policy_kinds::WORKLOAD.name(), fault });

@@ -10,8 +10,7 @@ use weft_api::resource::{
 use weft_api::wire::MAX_PORTS;
 
 use super::objects::Object;
-use crate::publish::programmed::fingerprint;
-use crate::source::{Event, Kind, ResourceKey};
+use crate::source::{Event, Kind, ResourceKey, fingerprint};
 
 /// What the mesh needs of an object.
 #[derive(Debug)]

@@ -76,6 +76,9 @@ pub struct InjectorConfig {
     pub trace_ratio: f64,
     /// How long a stopping sidecar waits for open connections, at most as long as its pod has. Default `30s`.
     pub drain_timeout: String,
+    /// How long a container that says nothing about it serves on after its pod was told to end, so that no caller meets one
+    /// that is gone: a `preStop` sleep, which Kubernetes knows from 1.30 on. Whole seconds; default `0s`, none.
+    pub termination_delay: String,
     /// Threads of the sidecar's data path. Default: the processors it may use, at most 2.
     pub workers: Option<u32>,
     /// Ports of pods that are reached without the sidecar where neither pod nor namespace says. Default none.
@@ -105,6 +108,7 @@ impl Default for InjectorConfig {
             otlp_endpoint: None,
             trace_ratio: 0.01,
             drain_timeout: "30s".to_owned(),
+            termination_delay: "0s".to_owned(),
             workers: None,
             skip_inbound_ports: String::new(),
             skip_outbound_ports: String::new(),
@@ -132,6 +136,17 @@ impl InjectorConfig {
         let config: Self = serde_saphyr::from_str(text).map_err(|fault| ConfigError(vec![fault.to_string()]))?;
         config.check()?;
         Ok(config)
+    }
+
+    /// `terminationDelay` in seconds.
+    pub(super) fn termination_delay_seconds(&self) -> Result<u64, String> {
+        let delay = duration::parse(&self.termination_delay)?;
+        let whole = delay.subsec_nanos() == 0 && delay.as_secs() <= 3600;
+        if whole {
+            Ok(delay.as_secs())
+        } else {
+            Err(format!("'{}' is not whole seconds up to 1h; write for example 3s", self.termination_delay))
+        }
     }
 
     /// Refuses what would make pods that cannot start.
@@ -188,6 +203,7 @@ impl InjectorConfig {
             fault((0.0..=1.0).contains(&self.trace_ratio), format!("{} is not between 0 and 1", self.trace_ratio)),
         );
         check("drainTimeout", duration::parse(&self.drain_timeout).map(drop));
+        check("terminationDelay", self.termination_delay_seconds().map(drop));
         if let Some(workers) = self.workers {
             check("workers", fault((1..=256).contains(&workers), format!("{workers} is not between 1 and 256")));
         }
@@ -224,10 +240,11 @@ resources: {limits: {memory: 128m}}
 accessLog: some
 traceRatio: 2
 drainTimeout: 30
+terminationDelay: 1500ms
 workers: 0
 skipInboundPorts: 80-20
 ";
-        let fault = InjectorConfig::from_yaml(text).expect_err("nine faults").to_string();
+        let fault = InjectorConfig::from_yaml(text).expect_err("ten faults").to_string();
         for field in [
             "imagePullPolicy",
             "trustDomain",
@@ -236,6 +253,7 @@ skipInboundPorts: 80-20
             "accessLog",
             "traceRatio",
             "drainTimeout",
+            "terminationDelay",
             "workers",
             "skipInboundPorts",
         ] {

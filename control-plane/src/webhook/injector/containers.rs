@@ -88,6 +88,10 @@ pub(super) fn proxy(
         variable("WEFT_LOG", &settings.log),
         variable("WEFT_ACCESS_LOG", &settings.access_log),
     ];
+    if config.native_sidecar {
+        // Kubernetes ends a native sidecar after the application: nobody is left to be served.
+        env.push(variable("WEFT_LAME_DUCK", "0s"));
+    }
     if let Some(endpoint) = &config.otlp_endpoint {
         env.push(variable("WEFT_OTLP_ENDPOINT", endpoint));
         env.push(variable("WEFT_TRACE_RATIO", &config.trace_ratio.to_string()));

@@ -115,6 +115,22 @@ impl Pod {
         self.items(CONTAINERS).first().map(name).unwrap_or_default().to_owned()
     }
 
+    /// Lets each of the application's containers that says nothing about it serve on for `seconds` after the order to end,
+    /// where the pod has at least twice the time and is one that runs until it is told to.
+    pub(super) fn delay_termination(&mut self, seconds: u64) {
+        let runs_on = !matches!(self.spec().get("restartPolicy").and_then(Value::as_str), Some("Never" | "OnFailure"));
+        if seconds == 0 || !runs_on || self.grace_seconds() < seconds.saturating_mul(2) {
+            return;
+        }
+        for container in self.items_mut(CONTAINERS) {
+            let lifecycle = container.as_object_mut().and_then(|container| object(container, "lifecycle"));
+            let pre_stop = lifecycle.and_then(|lifecycle| object(lifecycle, "preStop"));
+            if let Some(pre_stop) = pre_stop.filter(|pre_stop| pre_stop.is_empty()) {
+                pre_stop.insert("sleep".to_owned(), serde_json::json!({ "seconds": seconds }));
+            }
+        }
+    }
+
     /// Seconds from the order to end until it is ended.
     pub(super) fn grace_seconds(&self) -> u64 {
         self.spec().get("terminationGracePeriodSeconds").and_then(Value::as_u64).unwrap_or(DEFAULT_GRACE_SECONDS)

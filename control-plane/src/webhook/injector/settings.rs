@@ -92,7 +92,8 @@ impl<'a> Annotations<'a> {
 
 impl Settings {
     pub(super) fn read(pod: &Pod, namespace: &NamespaceMeta, config: &InjectorConfig) -> Result<Self, String> {
-        for key in pod.annotation_keys().filter(|key| key.starts_with(PREFIX) && !KNOWN.contains(key)) {
+        let unknown = |key: &&str| key.starts_with(PREFIX) && !KNOWN.contains(key);
+        if let Some(key) = pod.annotation_keys().find(unknown) {
             let remedy = nearest(key, &KNOWN).map_or_else(
                 || "the annotations are listed in the manual of the control plane".to_owned(),
                 |right| format!("write {right}"),
