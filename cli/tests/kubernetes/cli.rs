@@ -154,7 +154,11 @@ fn policies_are_listed_in_each_form() -> Result<()> {
     let _stock = cluster.sidecar(&meshed("stock-1", "stock", "10.1.0.2"), &control_plane)?;
     eventually("their status is written", || {
         let said = weft(&cluster, "get policies -A -o json", &[])?;
-        ensure!(said.output.contains("1 of 1 sidecars") && said.output.contains("Write `rules`"), "{}", said.output);
+        ensure!(
+            said.output.contains("1 of 1 sidecar confirmed") && said.output.contains("Write `rules`"),
+            "{}",
+            said.output
+        );
         Ok(Some(()))
     })?;
     let in_shop: &[_] = &[("KUBECONFIG", contexts.as_str())];

@@ -32,6 +32,7 @@ fn the_chart_s_rights_are_enough_and_no_more() -> Result<()> {
         has_made_everything(&cluster).with_context(|| control_plane.process.tail())?;
         webhooks_answer(&cluster, host, webhooks).with_context(|| control_plane.process.tail())?;
         issues_certificates_and_writes_status(&cluster, &control_plane)?;
+        println!("{:#}", crate::operator::weft(&cluster.0, "check")?.0);
         let text = control_plane.process.text();
         let refused = |line: &&str| line.to_lowercase().contains("forbidden") || line.contains("cannot ");
         ensure!(!text.lines().any(|line| refused(&line)), "{:?}", text.lines().find(refused));
@@ -249,8 +250,9 @@ fn may_do_nothing_else(cluster: &Charted) -> Result<()> {
         })
         .collect();
     let list = json!({"apiVersion": "v1", "kind": "List", "items": reviews}).to_string();
-    let answers: Value = serde_json::from_str(&cluster.0.api.with_input(&["create", "-f", "-", "-o", "json"], &list)?)?;
-    let answers = answers["items"].as_array().context("a list")?;
+    let answers = cluster.0.api.with_input(&["create", "-f", "-", "-o", "json"], &list)?;
+    // One after the other, not as a list.
+    let answers: Vec<Value> = serde_json::Deserializer::from_str(&answers).into_iter().collect::<Result<_, _>>()?;
     ensure!(answers.len() == table.len(), "{answers:?}");
     for (answer, row) in answers.iter().zip(table) {
         ensure!(answer["status"]["allowed"].as_bool().unwrap_or_default() == row.5, "{row:?}: {}", answer["status"]);
