@@ -9,6 +9,7 @@ use weft_loadtests::lab::testing::Test;
 
 use crate::chart::{Charted, RELEASE};
 use crate::fixture::{ControlPlane, PodSpec, eventually, get, own_address};
+use crate::operator::{expect, weft};
 
 pub const TESTS: &[Test] = &[("the_chart_s_rights_are_enough_and_no_more", the_chart_s_rights_are_enough_and_no_more)];
 
@@ -32,7 +33,7 @@ fn the_chart_s_rights_are_enough_and_no_more() -> Result<()> {
         has_made_everything(&cluster).with_context(|| control_plane.process.tail())?;
         webhooks_answer(&cluster, host, webhooks).with_context(|| control_plane.process.tail())?;
         issues_certificates_and_writes_status(&cluster, &control_plane)?;
-        println!("{:#}", crate::operator::weft(&cluster.0, "check")?.0);
+        nothing_fails_but_what_needs_a_node(&cluster)?;
         let text = control_plane.process.text();
         let refused = |line: &&str| line.to_lowercase().contains("forbidden") || line.contains("cannot ");
         ensure!(!text.lines().any(|line| refused(&line)), "{:?}", text.lines().find(refused));
@@ -199,6 +200,24 @@ fn issues_certificates_and_writes_status(cluster: &Charted, control_plane: &Cont
     let reasons = ["get", "events.events.k8s.io", "-n", "shop", "-o", "jsonpath={.items[*].reason}"];
     eventually("an event", || Ok(cluster.kubectl(&reasons)?.contains("CertificateRefused").then_some(())))
         .with_context(|| control_plane.process.tail())
+}
+
+fn nothing_fails_but_what_needs_a_node(cluster: &Charted) -> Result<()> {
+    let (report, code) = weft(&cluster.0, "check")?;
+    ensure!(code == 1, "{report:#}");
+    let findings = report["groups"].as_array().into_iter().flatten().flat_map(|group| group["findings"].as_array());
+    let failed = findings.flatten().filter(|finding| finding["verdict"] == "failure");
+    let failed: Vec<&str> = failed.filter_map(|finding| finding["check"].as_str()).collect();
+    ensure!(failed == ["deployment", "replicas"], "{report:#}");
+    expect(
+        &report,
+        &[
+            ("Webhooks", "injection", "ok"),
+            ("Webhooks", "policy admission", "ok"),
+            ("Certificates", "trust bundles", "ok"),
+            ("Injection", "pods", "ok"),
+        ],
+    )
 }
 
 /// What the control plane may do, by the API server's own word.

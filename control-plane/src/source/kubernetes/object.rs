@@ -158,7 +158,7 @@ mod tests {
     fn a_default_policy_that_cannot_be_read_is_deny() {
         for (annotation, expected, fault) in [
             ("allow", DefaultPolicy::Allow, None),
-            ("denied", DefaultPolicy::Deny, Some("Write `deny`. Until then the default policy here is `deny`.")),
+            ("denied", DefaultPolicy::Deny, Some("or `allow`. Until then the default policy here is `deny`.")),
             ("", DefaultPolicy::Deny, Some("is no default policy")),
         ] {
             let object = json!({
