@@ -38,7 +38,8 @@ fn shop() -> Result<(Cluster, PodSpec<'static>, PodSpec<'static>)> {
     Ok((cluster, orders, stock))
 }
 
-fn endpoints(config: &Value, service: &str) -> Vec<(String, Option<String>)> {
+/// Address and identity of those who are called for `service`.
+pub fn endpoints(config: &Value, service: &str) -> Vec<(String, Option<String>)> {
     let ports = config["configuration"]["services"].as_array().into_iter().flatten().filter(|s| s["name"] == service);
     let endpoints = ports.flat_map(|service| service["ports"].as_array().into_iter().flatten());
     let endpoints = endpoints.flat_map(|port| port["endpoints"].as_array().into_iter().flatten());

@@ -20,7 +20,7 @@ pub const TESTS: &[Test] = &[
 ];
 
 /// What `weft` prints as JSON, and its exit code.
-fn weft(cluster: &Cluster, line: &str) -> Result<(Value, i32)> {
+pub fn weft(cluster: &Cluster, line: &str) -> Result<(Value, i32)> {
     let mut command = Command::new(WEFT);
     let output =
         command.args(line.split(' ')).args(["-o", "json"]).env("KUBECONFIG", cluster.api.kubeconfig()).output()?;
@@ -36,7 +36,7 @@ fn verdict<'a>(report: &'a Value, group: &str, check: &str) -> Option<&'a str> {
     group["findings"].as_array()?.iter().find(|finding| finding["check"] == check)?["verdict"].as_str()
 }
 
-fn expect(report: &Value, expected: &[(&str, &str, &str)]) -> Result<()> {
+pub fn expect(report: &Value, expected: &[(&str, &str, &str)]) -> Result<()> {
     for (group, check, wanted) in expected {
         ensure!(verdict(report, group, check) == Some(wanted), "{group}, {check} is not {wanted}: {report:#}");
     }
