@@ -248,13 +248,13 @@ load_has_answers() { # NUMBER
 
 # Does something while the load goes on, and demands that no request of it was lost.
 no_request_is_lost_during() { # COMMAND...
-    local ok failed_before lost sent_before sent done
+    local ok failed_before lost sent_before sent status
     sent_before=$(count "$SHOP" load sent) failed_before=$(count "$SHOP" load failed)
     set +e
     (set -e; "$@") >"$scratch/during" 2>&1
-    done=$?
+    status=$?
     set -e
-    ((done == 0)) || wrong "$(cat "$scratch/during")"
+    ((status == 0)) || wrong "$(cat "$scratch/during")"
     # A request that hangs fails after 10 s; those after it are answered before.
     within 30 load_has_answers $(($(count "$SHOP" load ok) + 20)) >/dev/null
     sent=$(($(count "$SHOP" load sent) - sent_before)) lost=$(($(count "$SHOP" load failed) - failed_before))

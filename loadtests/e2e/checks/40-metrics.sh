@@ -11,7 +11,7 @@ has_series() { # TEXT SERIES...
     local text=$1 series missing=''
     shift
     for series; do
-        grep -q "^$series[{ ]" <<<"$text" || missing+=" $series"
+        grep -q "^${series}[{ ]" <<<"$text" || missing+=" $series"
     done
     is "${missing:-all}" all
     echo "$# names, $(grep -vc '^#' <<<"$text") series"

@@ -21,12 +21,13 @@ restricted_refuses_pods_that_need_net_admin() {
     echo "$message"
 }
 
-upgrade() { # OPTION...
+# To the chart in `chart`, or again to this one.
+upgrade() {
     local values
     mapfile -t values < <(image_values)
     [[ -z $cni_bin_dir ]] || values+=(--set "cni.binDir=$cni_bin_dir")
     [[ -z $cni_conf_dir ]] || values+=(--set "cni.confDir=$cni_conf_dir")
-    helm upgrade weft "${chart:-$root/charts/weft}" -n "$SYSTEM" "${values[@]}" --set "cni.enabled=$with_cni" "$@" >/dev/null
+    helm upgrade weft "${chart:-$root/charts/weft}" -n "$SYSTEM" "${values[@]}" --set "cni.enabled=$with_cni" >/dev/null
 }
 
 the_cni_agent_is_ready_on_every_node() {
@@ -40,8 +41,8 @@ the_cni_agent_is_ready_on_every_node() {
 
 # The Service answers with one replica or another.
 every_replica_injects_for_the_plugin() {
-    local n
-    for n in 1 2 3 4 5 6; do
+    local _
+    for _ in 1 2 3 4 5 6; do
         is "$(app_yaml "$IN" tried client demo-app users | kubectl create --dry-run=server -o yaml -f - 2>/dev/null)" '*weft-validate*' || return 1
     done
 }

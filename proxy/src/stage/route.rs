@@ -164,3 +164,36 @@ impl Route {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use weft_api::workload::ServicePort;
+
+    use super::*;
+
+    #[test]
+    fn a_route_is_secured_unless_something_could_go_there_in_the_clear() {
+        let meshed = Some("spiffe://cluster.local/ns/shop/sa/users".parse().expect("an identity"));
+        let endpoint = |identity: &Option<_>| Endpoint {
+            address: ([10, 0, 0, 1], 8080).into(),
+            workload: "users-1".into(),
+            identity: Clone::clone(identity),
+        };
+        let service = |identities: &[Option<_>]| {
+            let endpoints = identities.iter().map(endpoint).collect();
+            let ports = vec![ServicePort { port: 80, protocol: ProtocolHint::Detect, endpoints }];
+            let service = Service { name: NamespacedName::new("shop", "users"), addresses: Vec::new(), ports };
+            Route::Service { service: Arc::new(service), port: 0 }
+        };
+        for (route, secured) in [
+            (service(&[meshed.clone(), meshed.clone()]), true),
+            (service(&[meshed.clone(), None]), false),
+            // A call that fails for want of an endpoint is no plaintext.
+            (service(&[]), true),
+            (Route::Outside, false),
+            (Route::NoSuchPort, false),
+        ] {
+            assert_eq!(route.is_secured(), secured, "{route:?}");
+        }
+    }
+}
