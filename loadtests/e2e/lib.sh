@@ -10,8 +10,8 @@ scratch=$(mktemp -d)
 
 # --- promises -----------------------------------------------------------------
 
-# Runs the function $1, whose name is what it promises. What it prints is the evidence. It fails by its exit code, and
-# is skipped by `skip`.
+# Runs the function $1, whose name is what it promises. The last lines that it prints are the evidence. It fails by its
+# exit code, and is skipped by `skip`.
 promise() {
     local name=${1//_/ } status evidence started=$SECONDS
     set +e
@@ -19,7 +19,7 @@ promise() {
     status=$?
     set -e
     case $status in
-        0) passed=$((passed + 1)); printf 'ok %s (%d s): %s\n' "$name" $((SECONDS - started)) "$(tail -n 1 <<<"$evidence")" ;;
+        0) passed=$((passed + 1)); printf 'ok %s (%d s): %s\n' "$name" $((SECONDS - started)) "$(tail -n 2 <<<"$evidence" | cut -c 1-400 | paste -sd'|' | sed 's/|/; /g')" ;;
         "$SKIPPED") skipped=$((skipped + 1)); printf 'skipped %s: %s\n' "$name" "$(tail -n 1 <<<"$evidence")" ;;
         *)
             failed=$((failed + 1))
@@ -69,7 +69,7 @@ within() { # SECONDS COMMAND...
         fi
         sleep 0.3
     done
-    printf '%s\n' "$output"
+    [[ -z $output ]] || printf '%s\n' "$output"
 }
 
 # Succeeds if $1 matches the pattern $2, else says so.
@@ -221,7 +221,7 @@ call() { # NAMESPACE POD[/CONTAINER] METHOD URL
 answers() { # PATTERN NAMESPACE POD METHOD URL
     local answer
     answer=$(call "${@:2}")
-    is "$answer" "$1" && printf '%s %s: %s\n' "$4" "$5" "${answer:0:300}"
+    is "$answer" "$1" && printf '%s %s: %s\n' "$4" "$5" "$(tr -s '\n ' ' ' <<<"${answer:0:300}")"
 }
 
 pod_ip() { # NAMESPACE POD

@@ -8,7 +8,7 @@ part_10_install() {
 }
 
 the_cluster_can_take_weft_says_weft_check_pre() {
-    "$weft" check --pre >"$scratch/pre" || { cat "$scratch/pre"; return 1; }
+    "$weft" check --pre >"$scratch/pre" || wrong "$(cat "$scratch/pre")"
     tail -n 1 "$scratch/pre"
 }
 
@@ -20,6 +20,6 @@ the_chart_installs_and_rolls_out() {
 }
 
 weft_check_finds_nothing_wrong() {
-    "$weft" check >"$scratch/check" || { cat "$scratch/check"; return 1; }
-    tail -n 1 "$scratch/check"
+    "$weft" check --quiet >"$scratch/check" || wrong "$(cat "$scratch/check")"
+    grep . "$scratch/check" | paste -sd' ' | tr -s ' '
 }

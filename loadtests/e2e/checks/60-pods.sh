@@ -103,14 +103,18 @@ a_pod_under_the_sidecars_user_is_refused() {
     echo "$message"
 }
 
-a_template_that_was_injected_offline_is_not_injected_twice() {
-    "$weft" inject --help >/dev/null 2>&1 || skip "this weft has no inject"
-    grace=1 app_yaml "$IN" offline client demo-app users >"$scratch/bare.yaml"
+# A pod with a sidecar as the control plane would give it now, without asking it.
+inject_offline() { # NAMESPACE NAME
     kubectl -n "$SYSTEM" get configmap weft-injector -o 'jsonpath={.data.config\.yaml}' >"$scratch/config.yaml"
-    "$weft" inject --config "$scratch/config.yaml" -f "$scratch/bare.yaml" >"$scratch/injected.yaml"
+    grace=1 app_yaml "$1" "$2" client demo-app users >"$scratch/bare.yaml"
+    "$weft" inject --config "$scratch/config.yaml" -f "$scratch/bare.yaml"
+}
+
+a_template_that_was_injected_offline_is_not_injected_twice() {
+    inject_offline "$IN" offline >"$scratch/injected.yaml"
+    grep -q weft-proxy "$scratch/injected.yaml" || wrong "$(cat "$scratch/injected.yaml")"
     applied <"$scratch/injected.yaml"
     ready "$IN" offline >/dev/null
-    is "$(containers "$IN" offline)" '*weft-proxy app'
     is "$(containers "$IN" offline)" "$(containers "$IN" client)"
     containers "$IN" offline
 }

@@ -2,8 +2,10 @@
 # The next version of the chart: control plane first, then sidecars as their pods restart, under load.
 
 part_80_upgrade() {
+    inject_offline "$IN" old-sidecar >"$scratch/old-sidecar.yaml"
     promise upgrading_the_control_plane_under_old_sidecars_loses_no_request
-    promise old_sidecars_take_policies_and_certificates_from_the_new_control_plane
+    promise old_sidecars_take_policies_from_the_new_control_plane
+    promise an_old_sidecar_that_starts_late_gets_its_certificate_from_the_new_control_plane
     promise restarting_pods_into_the_new_sidecar_loses_no_request
     promise the_whole_run_lost_no_request_and_postgresql_has_each_order_once
 }
@@ -22,8 +24,7 @@ next_chart() {
 upgrading_the_control_plane_under_old_sidecars_loses_no_request() {
     next_chart
     no_request_is_lost_during upgrade_to_next
-    helm list -n "$SYSTEM" --filter '^weft$' --no-headers | awk '{print $(NF-1), $NF}'
-    kubectl -n "$SYSTEM" get pods -l weft.dev/component=control-plane -o 'jsonpath={range .items[*]}{.metadata.name} {.spec.containers[0].image}, {end}'
+    echo "$(weft_image), chart $(sed -n 's/^version: //p' "$scratch/next/Chart.yaml")"
 }
 
 upgrade_to_next() {
@@ -34,17 +35,24 @@ upgrade_to_next() {
     within 60 no_pod_is_ending "$SYSTEM"
 }
 
-old_sidecars_take_policies_and_certificates_from_the_new_control_plane() {
+old_sidecars_take_policies_from_the_new_control_plane() {
     deny after-upgrade echo /users/upgraded | applied
     within 40 answers '403 *after-upgrade*' "$IN" client GET "http://echo.$IN.svc/users/upgraded"
     kubectl -n "$IN" delete authorizationpolicy after-upgrade >/dev/null
-    "$weft" version || true
+    "$weft" version | paste -sd' ' | tr -s ' '
+}
+
+an_old_sidecar_that_starts_late_gets_its_certificate_from_the_new_control_plane() {
+    applied <"$scratch/old-sidecar.yaml"
+    ready "$IN" old-sidecar >/dev/null
+    answers "200 *URI=spiffe://cluster.local/ns/$IN/sa/client*" "$IN" old-sidecar GET "http://echo.$IN.svc/users/1"
+    field "$IN" pod/old-sidecar '{.spec.initContainers[?(@.name=="weft-proxy")].image}'
 }
 
 restarting_pods_into_the_new_sidecar_loses_no_request() {
     within 120 every_replica_injects_the_next_sidecar
     no_request_is_lost_during restart "$SHOP" orders users inventory
-    field "$SHOP" "pod/$(first_pod "$SHOP" app=orders)" '{.spec.initContainers[?(@.name=="weft-proxy")].image}'
+    echo "orders has $(field "$SHOP" "pod/$(first_pod "$SHOP" app=orders)" '{.spec.initContainers[?(@.name=="weft-proxy")].image}')"
 }
 
 every_replica_injects_the_next_sidecar() {
@@ -61,7 +69,6 @@ the_whole_run_lost_no_request_and_postgresql_has_each_order_once() {
     ledger=$(grep '"sent"' "$scratch/ledger" | tail -n 1)
     ok=$(sed -nE 's/.*"ok":([0-9]+).*/\1/p' <<<"$ledger")
     taken=$((1000000 - $(stock 42)))
-    echo "$ledger"
     is "$ledger" '*"failed":0,*'
     ((taken == ok)) || wrong "$ok orders were answered, PostgreSQL has $taken"
     echo "$ledger; PostgreSQL has $taken orders"

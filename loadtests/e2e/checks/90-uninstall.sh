@@ -31,14 +31,14 @@ uninstalling_takes_everything_away() {
     helm uninstall weft -n "$SYSTEM" --wait --timeout=120s
 }
 
-# Every kind of object, in every namespace. Pods that run keep their sidecars until they are made anew; each namespace has
-# a ServiceAccount and the roots of the API server, of which only the namespace's name speaks.
+# Every kind of object, in every namespace, but for two that are not Weft's to take away: the namespaces themselves, and
+# pods that run, which keep their sidecars until they are made anew.
 remains() {
     local kinds fields='{.kind} {.metadata.name} {.metadata.labels} {.metadata.annotations} {.metadata.ownerReferences}'
     kinds=$(kubectl api-resources --verbs=list -o name | grep -Ev '^(events|events\.events\.k8s\.io|componentstatuses|endpoints|pods)$' | paste -sd,)
     kubectl get "$kinds" --all-namespaces --ignore-not-found \
         -o "jsonpath={range .items[*]}$fields{' in '}{.metadata.namespace}{'\n'}{end}" |
-        grep -v "^Namespace $SYSTEM " | sed -E 's/weft-e2e[a-z-]*//g' | grep -iE "weft.* in |in $SHOP\$" || true
+        grep -vE "^Namespace ($SYSTEM|weft-e2e[a-z-]*) " | sed -E 's/weft-e2e[a-z-]*//g' | grep -iE "weft.* in |in $SHOP\$" || true
 }
 
 nothing_remains() {
@@ -53,6 +53,8 @@ no_object_of_the_cluster_speaks_of_weft() {
 nothing_of_the_plugin_is_left_on_the_nodes() {
     $with_cni || skip "the plugin was not installed"
     local node
+    # The agent takes the plugin away when it is told to stop and has nobody to come back for.
+    within 60 no_agent_runs
     for node in $(kubectl get nodes -o 'jsonpath={.items[*].metadata.name}'); do
         look_at_node "$node"
     done
