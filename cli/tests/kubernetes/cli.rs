@@ -106,7 +106,7 @@ fn an_operator_is_told_what_is_missing_and_what_to_do() -> Result<()> {
             ),
             ("check --pre --context test", named, 0, &["✓ reachable"], &[]),
             ("get policies --context tset", named, 1, &[], &["no context 'tset'", "one of: dead"]),
-            ("check --pre --context dead", named, 1, &["✗ reachable: https://127.0.0.1:1/ does not answer"], &[]),
+            ("check --pre --context dead", named, 1, &["✗ reachable: https://127.0.0.1:1/"], &[]),
             ("get policies --context dead", named, 1, &[], &["refused"]),
             ("get policies --context stranger", named, 1, &[], &["does not know this user (401)", "log in again"]),
             ("check --context stranger", named, 1, &["✗ reachable"], &[]),

@@ -43,16 +43,8 @@ pub fn expect(report: &Value, expected: &[(&str, &str, &str)]) -> Result<()> {
     Ok(())
 }
 
-fn bare() -> Result<Cluster> {
-    let cluster = Cluster::start()?;
-    // The fixture's kinds belong to no Helm release.
-    cluster.api.kubectl(&["delete", "crd", "--all"])?;
-    cluster.api.kubectl(&["delete", "namespace", "weft-system", "--wait=false"])?;
-    Ok(cluster)
-}
-
 fn a_cluster_is_checked_before_weft_is_there() -> Result<()> {
-    let cluster = bare()?;
+    let cluster = Cluster::bare(ApiServerOptions::default())?;
     let (report, code) = weft(&cluster, "check --pre")?;
     ensure!(code == 0, "{report:#}");
     expect(
@@ -75,7 +67,7 @@ fn a_cluster_is_checked_before_weft_is_there() -> Result<()> {
 }
 
 fn whoever_may_not_install_is_told_what_is_missing() -> Result<()> {
-    let cluster = bare()?;
+    let cluster = Cluster::bare(ApiServerOptions::default())?;
     cluster.api.kubectl(&["create", "clusterrolebinding", "viewer", "--clusterrole=view", "--user=viewer"])?;
     let (report, code) = weft(&cluster, "check --pre --as viewer")?;
     ensure!(code == 1, "{report:#}");
