@@ -153,7 +153,7 @@ impl Reader {
 
     fn name_fault(&mut self, key: &ResourceKey, fault: String, then: &str) {
         if self.errors.get(key) != Some(&fault) {
-            tracing::error!(resource = %key, "{fault}; {then}");
+            tracing::error!(resource = %key, "{}; {then}", fault.trim_end_matches('.'));
             self.errors.insert(key.clone(), fault);
         }
     }
