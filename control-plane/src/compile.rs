@@ -6,10 +6,11 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use weft_api::policy::PolicySet;
+use weft_api::policy::{AppliedPolicy, PolicySet};
 use weft_api::resource::{
     NamespacedName, RateLimit, Service, ServicePort, SliceEndpoint, Subject, TargetPort, Workload,
 };
+use weft_api::wire::{MAX_ADDRESSES, MAX_ENDPOINTS, MAX_POLICIES, MAX_PORTS};
 use weft_api::workload::{self, Endpoint, Inbound, MeshedWorkload, ProtocolHint, WorkloadConfig};
 use weft_certs::SpiffeId;
 
@@ -139,7 +140,7 @@ fn meshed_workload(model: &Model, services: &BySelector<'_>, workload: &Workload
     }
     Some(MeshedWorkload {
         name: workload.name.clone(),
-        addresses: workload.addresses.clone(),
+        addresses: workload.addresses.iter().copied().take(MAX_ADDRESSES).collect(),
         identity: model.identity_of(workload)?,
         ports: port_hints(services.before(workload), workload),
     })
@@ -160,7 +161,7 @@ fn port_hints<'a>(services: impl Iterator<Item = &'a Service>, workload: &Worklo
     }
     hints.extend(declared_ports(workload));
     hints.retain(|_, hint| *hint != ProtocolHint::Detect);
-    hints
+    hints.into_iter().take(MAX_PORTS).collect()
 }
 
 fn declared_ports(workload: &Workload) -> impl Iterator<Item = (u16, ProtocolHint)> {
@@ -170,19 +171,24 @@ fn declared_ports(workload: &Workload) -> impl Iterator<Item = (u16, ProtocolHin
 
 fn compile_service(model: &Model, service: &Service, workloads: &ByLabel<'_>) -> workload::Service {
     let behind: Vec<&Workload> = workloads.behind(service);
-    let ports = service.ports.iter().map(|port| workload::ServicePort {
+    let endpoints_of = |port: &ServicePort| match model.endpoints() {
+        Endpoints::Slices => endpoints_of_slices(model, service, port),
+        Endpoints::Selectors => behind
+            .iter()
+            .filter(|workload| !model.is_withdrawn(&workload.name))
+            .flat_map(|workload| endpoints(model, port, workload))
+            .collect(),
+    };
+    // Beyond what sidecars accept, one object would keep all of them from being told anything.
+    let ports = &service.ports[..service.ports.len().min(MAX_PORTS)];
+    let most = MAX_ENDPOINTS / ports.len().max(1);
+    let ports = ports.iter().map(|port| workload::ServicePort {
         port: port.port,
         protocol: service_protocol(port, &behind),
-        endpoints: match model.endpoints() {
-            Endpoints::Slices => endpoints_of_slices(model, service, port),
-            Endpoints::Selectors => behind
-                .iter()
-                .filter(|workload| !model.is_withdrawn(&workload.name))
-                .flat_map(|workload| endpoints(model, port, workload))
-                .collect(),
-        },
+        endpoints: endpoints_of(port).into_iter().take(most).collect(),
     });
-    workload::Service { name: service.name.clone(), addresses: service.addresses.clone(), ports: ports.collect() }
+    let addresses = service.addresses.iter().copied().take(MAX_ADDRESSES);
+    workload::Service { name: service.name.clone(), addresses: addresses.collect(), ports: ports.collect() }
 }
 
 /// What a service's port speaks: what it declares, else what the workloads behind it all declare.
@@ -239,25 +245,26 @@ fn endpoints_of_slices(model: &Model, service: &Service, port: &ServicePort) -> 
     if ready.is_empty() { of(|endpoint| endpoint.serving) } else { ready }
 }
 
+/// Who is known to have an address counts for more than what a slice says of it: else whoever may write slices could have
+/// callers send in the clear to a pod of the mesh, or expect another's identity there.
 fn endpoint_of_slice(model: &Model, namespace: &str, port: u16, endpoint: &SliceEndpoint) -> Option<Endpoint> {
-    let address = SocketAddr::new(endpoint.address, port);
-    let Some(pod) = &endpoint.pod else {
-        // Written by hand. It may be the address of somebody in the mesh, who is reached by mTLS or not at all.
-        let meshed = model.workload_at(endpoint.address).filter(|workload| workload.mesh);
-        let identity = match meshed {
-            Some(workload) => Some(model.identity_of(workload)?),
-            None => None,
-        };
-        let workload = meshed.map_or_else(|| endpoint.address.to_string(), |workload| workload.name.name.clone());
-        return Some(Endpoint { address, workload, identity });
+    let named = match &endpoint.pod {
+        // A pod that is not known yet may be in the mesh: it is not called before that is known.
+        Some(pod) => Some(model.workload(&NamespacedName::new(namespace, pod.as_str()))?),
+        None => None,
     };
-    // A pod that is not known yet may be in the mesh: it is not called before that is known.
-    let workload = model.workload(&NamespacedName::new(namespace, pod.as_str()))?;
-    if model.is_withdrawn(&workload.name) {
+    let proven = named.filter(|pod| pod.mesh && pod.addresses.contains(&endpoint.address));
+    let owner = proven.or_else(|| model.meshed_at(endpoint.address)).or(named);
+    let Some(owner) = owner else {
+        let workload = endpoint.address.to_string();
+        return Some(Endpoint { address: SocketAddr::new(endpoint.address, port), workload, identity: None });
+    };
+    if named.into_iter().chain([owner]).any(|workload| model.is_withdrawn(&workload.name)) {
         return None;
     }
-    let identity = if workload.mesh { Some(model.identity_of(workload)?) } else { None };
-    Some(Endpoint { address, workload: pod.clone(), identity })
+    let identity = if owner.mesh { Some(model.identity_of(owner)?) } else { None };
+    let address = SocketAddr::new(endpoint.address, port);
+    Some(Endpoint { address, workload: owner.name.name.clone(), identity })
 }
 
 fn target_port(port: &ServicePort, workload: &Workload) -> Option<u16> {
@@ -271,7 +278,16 @@ fn target_port(port: &ServicePort, workload: &Workload) -> Option<u16> {
 
 fn policy_set(model: &Model, shared: &Shared, subject: Subject<'_>) -> PolicySet {
     let denied = Arc::clone(&shared.denied_identities);
-    PolicySet::compile(model.default_policy(subject.namespace), denied, model.applied_policies(subject))
+    let mut applied: Vec<AppliedPolicy> = model.applied_policies(subject).collect();
+    if applied.len() > MAX_POLICIES {
+        // None may be left out: it could be the one that refuses.
+        let why = format!(
+            "{} policies apply here, where sidecars take {MAX_POLICIES}; put their rules together",
+            applied.len()
+        );
+        applied = vec![AppliedPolicy::Unreadable { name: NamespacedName::new(subject.namespace, "too-many"), why }];
+    }
+    PolicySet::compile(model.default_policy(subject.namespace), denied, applied)
 }
 
 fn rate_limits(model: &Model, subject: Subject<'_>) -> Vec<RateLimit> {

@@ -32,8 +32,10 @@ pub struct Model {
     service_accounts: BTreeSet<NamespacedName>,
     denied: BTreeSet<SpiffeId>,
     withdrawn: BTreeSet<NamespacedName>,
-    /// Workloads by address; more than one while an address changes hands.
-    at: BTreeMap<IpAddr, BTreeSet<NamespacedName>>,
+    /// Who has which address; more than one while an address changes hands.
+    at: BTreeSet<(IpAddr, NamespacedName)>,
+    /// In how many endpoints the slices of a namespace name an address, whoever has it.
+    mentions: BTreeMap<(IpAddr, String), usize>,
     changed: BTreeSet<String>,
 }
 
@@ -68,7 +70,8 @@ impl Model {
             service_accounts: BTreeSet::new(),
             denied: BTreeSet::new(),
             withdrawn: BTreeSet::new(),
-            at: BTreeMap::new(),
+            at: BTreeSet::new(),
+            mentions: BTreeMap::new(),
             changed: BTreeSet::new(),
         }
     }
@@ -92,6 +95,9 @@ impl Model {
             Event::EndpointSlice(slice) => {
                 self.changed.insert(slice.name.namespace.clone());
                 self.remove_slice(&slice.name);
+                for endpoint in &slice.endpoints {
+                    *self.mentions.entry((endpoint.address, slice.name.namespace.clone())).or_default() += 1;
+                }
                 let of_service = self.slices.entry(slice.service.clone()).or_default();
                 of_service.insert(slice.name.name.clone(), slice);
             }
@@ -108,9 +114,17 @@ impl Model {
         let held = of_services
             .by_ref()
             .take_while(|(service, _)| service.namespace == name.namespace)
-            .find_map(|(service, slices)| slices.remove(&name.name).map(|_| (service.clone(), slices.is_empty())));
-        if let Some((service, true)) = held {
+            .find_map(|(service, slices)| Some((service.clone(), slices.remove(&name.name)?, slices.is_empty())));
+        let Some((service, slice, last)) = held else { return };
+        if last {
             self.slices.remove(&service);
+        }
+        for endpoint in &slice.endpoints {
+            let place = (endpoint.address, name.namespace.clone());
+            match self.mentions.get_mut(&place) {
+                Some(count) if *count > 1 => *count -= 1,
+                _ => drop(self.mentions.remove(&place)),
+            }
         }
     }
 
@@ -120,9 +134,8 @@ impl Model {
             Resource::Service(service) => drop(self.services.insert(service.name.clone(), service)),
             Resource::Workload(workload) => {
                 self.remove_workload(&workload.name);
-                for address in &workload.addresses {
-                    self.at.entry(*address).or_default().insert(workload.name.clone());
-                }
+                self.at.extend(workload.addresses.iter().map(|address| (*address, workload.name.clone())));
+                self.touch_slices_at(&workload.addresses);
                 self.workloads.insert(workload.name.clone(), workload);
             }
             Resource::AuthorizationPolicy(policy) => {
@@ -156,20 +169,26 @@ impl Model {
     fn remove_workload(&mut self, name: &NamespacedName) {
         let Some(workload) = self.workloads.remove(name) else { return };
         for address in &workload.addresses {
-            if let Some(there) = self.at.get_mut(address) {
-                there.remove(name);
-                if there.is_empty() {
-                    self.at.remove(address);
-                }
-            }
+            self.at.remove(&(*address, name.clone()));
+        }
+        self.touch_slices_at(&workload.addresses);
+    }
+
+    /// A slice may name an address of another namespace: what becomes of it depends on who has that address.
+    fn touch_slices_at(&mut self, addresses: &[IpAddr]) {
+        for address in addresses {
+            let mentions = self.mentions.range((*address, String::new())..).map(|(place, _)| place);
+            let here = mentions.take_while(|(named, _)| named == address).map(|(_, namespace)| namespace.clone());
+            self.changed.extend(here);
         }
     }
 
     /// Sends nobody to `workload` until it is restored.
     pub fn withdraw(&mut self, workload: &NamespacedName) {
-        if self.workloads.contains_key(workload) {
+        if let Some(addresses) = self.workloads.get(workload).map(|workload| workload.addresses.clone()) {
             self.withdrawn.insert(workload.clone());
             self.changed.insert(workload.namespace.clone());
+            self.touch_slices_at(&addresses);
         }
     }
 
@@ -178,6 +197,8 @@ impl Model {
         let was = self.withdrawn.remove(workload);
         if was {
             self.changed.insert(workload.namespace.clone());
+            let addresses = self.workloads.get(workload).map(|workload| workload.addresses.clone());
+            self.touch_slices_at(&addresses.unwrap_or_default());
         }
         was
     }
@@ -298,9 +319,10 @@ impl Model {
         self.service_accounts.contains(name)
     }
 
-    /// The workload at `address`.
-    pub fn workload_at(&self, address: IpAddr) -> Option<&Workload> {
-        self.at.get(&address)?.iter().next().and_then(|name| self.workloads.get(name))
+    /// Who of the mesh is known to have `address`: the first by name, should several claim it.
+    pub fn meshed_at(&self, address: IpAddr) -> Option<&Workload> {
+        let there = self.at.range((address, NamespacedName::new("", ""))..).take_while(|(other, _)| *other == address);
+        there.filter_map(|(_, name)| self.workloads.get(name)).find(|workload| workload.mesh)
     }
 
     /// The Service of that name.

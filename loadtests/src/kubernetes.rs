@@ -120,6 +120,8 @@ impl ApiServer {
             format!("--service-account-key-file={}", path("accounts.pub")),
             format!("--service-account-signing-key-file={}", path("accounts.key")),
             "--profiling=false".to_owned(),
+            // To the endpoints of a webhook's Service, for nobody carries what is sent to its address.
+            "--enable-aggregator-routing".to_owned(),
         ];
         if !self.options.controllers {
             // Nobody makes the default service accounts.

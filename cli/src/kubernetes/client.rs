@@ -121,9 +121,9 @@ impl ClusterArgs {
         };
         let contexts: Vec<String> = kubeconfig.contexts.iter().map(|context| context.name.clone()).collect();
         Config::from_custom_kubeconfig(kubeconfig, &options).await.map_err(|fault| match fault {
-            KubeconfigError::CurrentContextNotSet => {
-                anyhow::anyhow!("the kubeconfig has no current context; give --context, {}", among(&contexts))
-            }
+            KubeconfigError::CurrentContextNotSet => no_context(&contexts),
+            // `kubectl config unset current-context` leaves an empty one.
+            KubeconfigError::LoadContext(name) if name.is_empty() => no_context(&contexts),
             KubeconfigError::LoadContext(name) => {
                 anyhow::anyhow!("the kubeconfig has no context '{name}'; give --context, {}", among(&contexts))
             }
@@ -133,6 +133,10 @@ impl ClusterArgs {
             fault => anyhow::anyhow!("cannot use the kubeconfig: {fault}"),
         })
     }
+}
+
+fn no_context(contexts: &[String]) -> anyhow::Error {
+    anyhow::anyhow!("the kubeconfig has no current context; give --context, {}", among(contexts))
 }
 
 fn among(contexts: &[String]) -> String {

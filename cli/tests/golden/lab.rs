@@ -155,8 +155,17 @@ async fn load(plan: Plan) -> Result<Infallible> {
     std::future::pending().await
 }
 
-/// Byte streams one after the other, and one that stays.
+/// Byte streams, made anew when they end: a sidecar may not know its destination yet.
 async fn streams(target: SocketAddr) -> Result<Infallible> {
+    loop {
+        // It ends with an error only.
+        let _ = exchange(target).await;
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+}
+
+/// Byte streams one after the other, and one that stays.
+async fn exchange(target: SocketAddr) -> Result<Infallible> {
     let mut kept = TcpStream::connect(target).await?;
     loop {
         let mut short = TcpStream::connect(target).await?;

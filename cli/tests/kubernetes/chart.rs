@@ -1,48 +1,41 @@
-//! The chart `weft` on an API server: what it makes, what it lets in while nobody injects, the rights that it gives, and that
-//! nothing is left of it. Run where Helm is.
-use std::fs;
+//! The chart `weft` on an API server: what it lets in while nobody injects, and what an upgrade leaves alone. Run where Helm
+//! is.
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
-use tempfile::TempDir;
-use weft_loadtests::kubernetes::{ApiServer, ApiServerOptions};
+use weft_loadtests::kubernetes::ApiServerOptions;
 use weft_loadtests::lab::testing::Test;
 
 use crate::fixture::{Cluster, eventually};
 
-const TESTS: &[Test] = &[
-    ("helm_uninstall_leaves_nothing_of_the_mesh", helm_uninstall_leaves_nothing_of_the_mesh),
+pub const TESTS: &[Test] = &[
     ("helm_upgrade_keeps_what_the_control_plane_wrote", helm_upgrade_keeps_what_the_control_plane_wrote),
     ("no_pod_that_asks_for_a_sidecar_starts_without_one", no_pod_that_asks_for_a_sidecar_starts_without_one),
     ("the_mesh_holds_up_neither_itself_nor_the_cluster", the_mesh_holds_up_neither_itself_nor_the_cluster),
 ];
 
-/// None without Helm.
-pub fn tests() -> &'static [Test] {
-    if helm().is_some() { TESTS } else { &[] }
-}
+pub const RELEASE: &[&str] = &["weft", "-n", "weft-system"];
 
-const RELEASE: &[&str] = &["weft", "-n", "weft-system"];
-
-/// As `.ci/charts` installs it, else from PATH.
-fn helm() -> Option<PathBuf> {
-    let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
-    let cache = cache.or_else(|| std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache")));
+/// As `.ci/charts` installs it, else from PATH or Go's folder; or why there is none.
+pub fn helm() -> Result<PathBuf, String> {
+    let home = |folder: &str| std::env::var_os("HOME").map(|home| PathBuf::from(home).join(folder));
+    let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from).or_else(|| home(".cache"));
     let path = std::env::var_os("PATH").unwrap_or_default();
     let mut places: Vec<PathBuf> = cache.into_iter().map(|cache| cache.join("weft-ci/bin")).collect();
     places.extend(std::env::split_paths(&path));
-    places.into_iter().map(|folder| folder.join("helm")).find(|helm| helm.is_file())
+    places.extend(home("go/bin"));
+    let mut all = places.into_iter().map(|folder| folder.join("helm"));
+    all.find(|helm| helm.is_file()).ok_or_else(|| "no helm in PATH".to_owned())
 }
 
 /// A cluster with controllers, and Helm for it.
-struct Charted(Cluster);
+pub struct Charted(pub Cluster);
 
 impl Charted {
-    fn start() -> Result<Self> {
-        let api = ApiServer::start(ApiServerOptions { controllers: true })?;
-        Ok(Self(Cluster { api, directory: TempDir::new()? }))
+    pub fn start() -> Result<Self> {
+        Cluster::bare(ApiServerOptions { controllers: true }).map(Self)
     }
 
     fn installed() -> Result<Self> {
@@ -55,8 +48,8 @@ impl Charted {
         Ok(cluster)
     }
 
-    fn helm(&self, arguments: &[&str]) -> Result<String> {
-        let mut helm = Command::new(helm().context("it was there a moment ago")?);
+    pub fn helm(&self, arguments: &[&str]) -> Result<String> {
+        let mut helm = Command::new(helm().map_err(anyhow::Error::msg)?);
         helm.current_dir(env!("CARGO_MANIFEST_DIR")).env("KUBECONFIG", self.0.api.kubeconfig());
         helm.env("HELM_CACHE_HOME", self.0.directory.path()).env("HELM_CONFIG_HOME", self.0.directory.path());
         let output = helm.args(arguments).stdin(Stdio::null()).output()?;
@@ -65,17 +58,8 @@ impl Charted {
         Ok(out.into_owned())
     }
 
-    fn kubectl(&self, arguments: &[&str]) -> Result<String> {
+    pub fn kubectl(&self, arguments: &[&str]) -> Result<String> {
         self.0.api.kubectl(arguments)
-    }
-
-    /// Names of all objects of these kinds in all namespaces that have to do with the mesh.
-    fn of_the_mesh(&self) -> Result<Vec<String>> {
-        let kinds = "mutatingwebhookconfigurations,validatingwebhookconfigurations,validatingadmissionpolicies,\
-            validatingadmissionpolicybindings,clusterroles,clusterrolebindings,roles,rolebindings,crds,configmaps,secrets,\
-            serviceaccounts,services,deployments,replicasets,pods,daemonsets,leases,poddisruptionbudgets";
-        let all = self.kubectl(&["get", kinds, "--all-namespaces", "--ignore-not-found", "-o", "name"])?;
-        Ok(all.lines().filter(|name| name.contains("weft")).map(str::to_owned).collect())
     }
 
     /// Makes a pod; what the API server says when it refuses.
@@ -91,59 +75,13 @@ impl Charted {
         Ok(made.map(drop).map_err(|error| error.to_string()))
     }
 
-    fn namespace(&self, name: &str, annotations: Value, labels: Value) -> Result<()> {
+    pub fn namespace(&self, name: &str, annotations: Value, labels: Value) -> Result<()> {
         let metadata = json!({"name": name, "annotations": annotations, "labels": labels});
         let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": metadata});
         self.0.api.apply(&namespace.to_string())?;
         let account = || Ok(self.kubectl(&["get", "serviceaccount", "default", "-n", name]).ok());
         eventually("the namespace has its service account", account).map(drop)
     }
-}
-
-/// A kubeconfig of the service account that the chart made.
-fn service_account(cluster: &Charted) -> Result<PathBuf> {
-    let token = cluster.kubectl(&["create", "token", "weft-control-plane", "-n", "weft-system"])?;
-    let admin = fs::read_to_string(cluster.0.api.kubeconfig())?;
-    let users = admin.find("users:").context("the fixture's kubeconfig has users")?;
-    let path = cluster.0.directory.path().join("kubeconfig");
-    fs::write(&path, format!("{}users: [{{name: admin, user: {{token: {}}}}}]\n", &admin[..users], token.trim()))?;
-    Ok(path)
-}
-
-fn helm_uninstall_leaves_nothing_of_the_mesh() -> Result<()> {
-    let cluster = Charted::installed()?;
-    cluster.kubectl(&["wait", "--for=condition=Established", "crd", "--all", "--timeout=60s"])?;
-    cluster.namespace("shop", json!({"weft.dev/inject": "enabled"}), json!({}))?;
-    let refused = ["forbidden", "Forbidden"];
-    {
-        // A real control plane, with the rights that the chart gives and none more.
-        let arguments = ["--namespace=weft-system", "--owner=weft-control-plane"];
-        let kubeconfig = service_account(&cluster)?;
-        let control_plane = cluster.0.control_plane_as(&kubeconfig, "weft-control-plane-0", &arguments)?;
-        for wanted in ["secret/weft-ca", "secret/weft-webhook", "lease.coordination.k8s.io/weft-control-plane"] {
-            let found = || Ok(cluster.kubectl(&["get", wanted, "-n", "weft-system"]).ok());
-            eventually(wanted, found).with_context(|| control_plane.process.tail())?;
-        }
-        let bundle = || Ok(cluster.kubectl(&["get", "configmap/weft-trust-bundle", "-n", "shop"]).ok());
-        eventually("the trust bundle", bundle).with_context(|| control_plane.process.tail())?;
-        // Nobody reaches a webhook here, and nothing else may hold up the policy.
-        cluster.kubectl(&["delete", "validatingwebhookconfiguration", "weft-admission"])?;
-        cluster.0.api.apply(
-            "{apiVersion: policy.weft.dev/v1alpha1, kind: AuthorizationPolicy, metadata: {name: p, namespace: shop}, \
-             spec: {action: Deny, rules: []}}",
-        )?;
-        let accepted = ["wait", "--for=condition=Accepted", "authorizationpolicy/p", "-n", "shop", "--timeout=30s"];
-        cluster.kubectl(&accepted).with_context(|| control_plane.process.tail())?;
-        let log = control_plane.process.text();
-        let line = log.lines().find(|line| refused.iter().any(|word| line.contains(word)));
-        ensure!(line.is_none(), "{line:?}");
-    }
-    cluster.helm(&[&["uninstall", "--wait"], RELEASE].concat())?;
-    eventually("nothing is left", || {
-        let left = cluster.of_the_mesh()?;
-        ensure!(left.is_empty(), "{left:?}");
-        Ok(Some(()))
-    })
 }
 
 fn helm_upgrade_keeps_what_the_control_plane_wrote() -> Result<()> {

@@ -1,6 +1,6 @@
 //! A cluster of an API server alone, control planes beside it, and sidecars of pods that only the API server knows.
 use std::fs::{self, File};
-use std::net::{SocketAddr, TcpListener};
+use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -39,12 +39,17 @@ impl Cluster {
     }
 
     pub fn with(options: ApiServerOptions) -> Result<Self> {
-        let cluster = Self { api: ApiServer::start(options)?, directory: TempDir::new()? };
+        let cluster = Self::bare(options)?;
         let crds = Command::new(WEFT).arg("crds").output()?;
         cluster.api.apply(&String::from_utf8(crds.stdout)?)?;
         cluster.api.kubectl(&["wait", "--for=condition=Established", "crd", "--all", "--timeout=60s"])?;
         cluster.api.apply("{apiVersion: v1, kind: Namespace, metadata: {name: weft-system}}")?;
         Ok(cluster)
+    }
+
+    /// An API server that has never heard of Weft.
+    pub fn bare(options: ApiServerOptions) -> Result<Self> {
+        Ok(Self { api: ApiServer::start(options)?, directory: TempDir::new()? })
     }
 
     /// Makes the namespace `name`, with `annotations`.
@@ -121,14 +126,15 @@ impl Cluster {
         fs::create_dir_all(&state)?;
         let mut command = Command::new(WEFT);
         command
-            .args(["control-plane", "--kubernetes", "--log-format=json"])
-            .args(["--admin-listen=127.0.0.1:0", "--webhook-listen=127.0.0.1:0"])
+            .args(["control-plane", "--kubernetes", "--log-format=json", "--admin-listen=127.0.0.1:0"])
             .arg(format!("--pod-name={pod}"))
             .arg(format!("--state={}", state.join("state").display()))
             .args(arguments)
             .env("KUBECONFIG", kubeconfig);
-        if !arguments.iter().any(|argument| argument.starts_with("--listen=")) {
-            command.arg("--listen=127.0.0.1:0");
+        for listen in ["--listen=", "--webhook-listen="] {
+            if !arguments.iter().any(|argument| argument.starts_with(listen)) {
+                command.arg(format!("{listen}127.0.0.1:0"));
+            }
         }
         let process = Process::start(command, state.join("log"))?;
         let started = process.line("control plane started")?;
@@ -246,6 +252,11 @@ impl Process {
         self.child.id()
     }
 
+    /// Whether it runs yet.
+    pub fn runs(&self) -> bool {
+        fs::read_to_string(format!("/proc/{}/stat", self.id())).is_ok_and(|stat| !stat.contains(") Z "))
+    }
+
     /// Waits for a JSON line whose message is `message`.
     pub fn line(&self, message: &str) -> Result<Value> {
         let found = || {
@@ -274,6 +285,13 @@ impl Drop for Process {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// An address of this host that the API server accepts as an endpoint's; nothing is sent to find it.
+pub fn own_address() -> Option<IpAddr> {
+    let socket = UdpSocket::bind("0.0.0.0:0").ok()?;
+    socket.connect("192.0.2.254:9").ok()?;
+    Some(socket.local_addr().ok()?.ip()).filter(|address| !address.is_loopback() && !address.is_unspecified())
 }
 
 /// GET over plain HTTP/1.1.

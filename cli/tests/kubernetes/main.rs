@@ -5,10 +5,13 @@
 #![allow(missing_docs, unreachable_pub)]
 
 mod chart;
+mod cli;
 mod fixture;
+mod hostile;
 mod injected;
 mod mesh;
 mod operator;
+mod rights;
 mod scale;
 mod status;
 mod webhooks;
@@ -19,16 +22,27 @@ use weft_loadtests::lab::testing::Test;
 
 fn main() {
     weft_certs::install_crypto_provider();
-    let tests: Vec<Test> =
-        [chart::tests(), injected::TESTS, mesh::TESTS, operator::TESTS, scale::TESTS, status::TESTS, webhooks::TESTS]
-            .concat();
     let missing = assets().err();
-    let trial = |(name, test): Test| match &missing {
+    let no_helm = missing.clone().or_else(|| chart::helm().err());
+    let trial = |(name, test): Test, missing: Option<&String>| match missing {
         None => Trial::test(name, move || test().map_err(|error| format!("{error:?}").into())),
         Some(why) => Trial::test(format!("{name} (skipped: {why})"), || Ok(())).with_ignored_flag(true),
     };
+    let tests = [
+        cli::TESTS,
+        hostile::TESTS,
+        injected::TESTS,
+        mesh::TESTS,
+        operator::TESTS,
+        scale::TESTS,
+        status::TESTS,
+        webhooks::TESTS,
+    ];
+    let tests = tests.concat().into_iter().map(|test| trial(test, missing.as_ref()));
+    let with_helm = [chart::TESTS, rights::TESTS].concat().into_iter().map(|test| trial(test, no_helm.as_ref()));
+    let trials = tests.chain(with_helm).collect();
     let mut arguments = Arguments::from_args();
     // An API server needs a processor of its own.
     arguments.test_threads = arguments.test_threads.or(Some(2));
-    libtest_mimic::run(&arguments, tests.into_iter().map(trial).collect()).exit();
+    libtest_mimic::run(&arguments, trials).exit();
 }

@@ -1,6 +1,9 @@
 //! From objects of the API to what sidecars are told, and who gets a certificate.
+use std::time::{Duration, SystemTime};
+
 use anyhow::{Result, ensure};
 use serde_json::{Value, json};
+use weft_certs::{CertificateAuthority, TrustDomain};
 use weft_loadtests::lab::testing::Test;
 
 use crate::fixture::{Cluster, PodSpec, eventually, get, meshed};
@@ -13,6 +16,7 @@ pub const TESTS: &[Test] = &[
     ("only_a_pods_own_token_gets_a_certificate", only_a_pods_own_token_gets_a_certificate),
     ("a_deleted_pod_loses_its_stream_and_its_identity", a_deleted_pod_loses_its_stream_and_its_identity),
     ("replicas_share_one_authority", replicas_share_one_authority),
+    ("the_operators_issuer_signs_and_its_successor_too", the_operators_issuer_signs_and_its_successor_too),
     ("an_api_server_that_comes_back_is_followed_again", an_api_server_that_comes_back_is_followed_again),
     ("a_broken_policy_refuses_and_stops_nobody_else", a_broken_policy_refuses_and_stops_nobody_else),
 ];
@@ -38,7 +42,8 @@ fn shop() -> Result<(Cluster, PodSpec<'static>, PodSpec<'static>)> {
     Ok((cluster, orders, stock))
 }
 
-fn endpoints(config: &Value, service: &str) -> Vec<(String, Option<String>)> {
+/// Address and identity of those who are called for `service`.
+pub fn endpoints(config: &Value, service: &str) -> Vec<(String, Option<String>)> {
     let ports = config["configuration"]["services"].as_array().into_iter().flatten().filter(|s| s["name"] == service);
     let endpoints = ports.flat_map(|service| service["ports"].as_array().into_iter().flatten());
     let endpoints = endpoints.flat_map(|port| port["endpoints"].as_array().into_iter().flatten());
@@ -139,6 +144,41 @@ fn replicas_share_one_authority() -> Result<()> {
     eventually("the Secret is back", || {
         Ok(cluster.api.kubectl(&["get", "secret", "weft-ca", "-n", "weft-system", "-o", "name"]).ok())
     })?;
+    Ok(())
+}
+
+fn the_operators_issuer_signs_and_its_successor_too() -> Result<()> {
+    let (cluster, orders, _) = shop()?;
+    let domain = TrustDomain::parse("cluster.local")?;
+    let made = || CertificateAuthority::self_signed(&domain, Duration::from_secs(86_400), SystemTime::now());
+    let (first, second) = (made()?, made()?);
+    let both = format!("{}{}", first.certificates_pem(), second.certificates_pem());
+    // As cert-manager writes it.
+    let secret = |signer: &CertificateAuthority, roots: &str| {
+        let data = json!({"tls.crt": signer.certificates_pem(), "tls.key": signer.key_pem(), "ca.crt": roots});
+        let metadata = json!({"name": "issuer", "namespace": "weft-system"});
+        let secret = json!({
+            "apiVersion": "v1", "kind": "Secret", "type": "kubernetes.io/tls", "metadata": metadata, "stringData": data,
+        });
+        cluster.api.apply(&secret.to_string()).map(drop)
+    };
+    secret(&first, &both)?;
+    let control_plane = cluster.control_plane("weft-1", &["--issuer-secret=issuer"])?;
+    ensure!(
+        cluster.api.kubectl(&["get", "secret", "weft-ca", "-n", "weft-system"]).is_err(),
+        "a root nobody asked for"
+    );
+    let sidecar = cluster.sidecar(&orders, &control_plane)?;
+    let told = sidecar.until("told", |config| !endpoints(config, "shop/stock").is_empty())?;
+    ensure!(told["identity"]["roots"] == 2, "it trusts both: {told:#}");
+    // What cannot sign changes nothing; what can is used.
+    let broken = json!({"stringData": {"tls.key": "no key"}}).to_string();
+    cluster.api.kubectl(&["patch", "secret", "issuer", "-n", "weft-system", "-p", &broken])?;
+    eventually("it is said", || {
+        Ok(control_plane.process.text().contains("going on with the one in use").then_some(()))
+    })?;
+    secret(&second, second.certificates_pem().as_str())?;
+    sidecar.until("the sidecar has a certificate under the new root", |config| config["identity"]["roots"] == 1)?;
     Ok(())
 }
 

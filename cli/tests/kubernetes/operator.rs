@@ -20,7 +20,7 @@ pub const TESTS: &[Test] = &[
 ];
 
 /// What `weft` prints as JSON, and its exit code.
-fn weft(cluster: &Cluster, line: &str) -> Result<(Value, i32)> {
+pub fn weft(cluster: &Cluster, line: &str) -> Result<(Value, i32)> {
     let mut command = Command::new(WEFT);
     let output =
         command.args(line.split(' ')).args(["-o", "json"]).env("KUBECONFIG", cluster.api.kubeconfig()).output()?;
@@ -36,23 +36,15 @@ fn verdict<'a>(report: &'a Value, group: &str, check: &str) -> Option<&'a str> {
     group["findings"].as_array()?.iter().find(|finding| finding["check"] == check)?["verdict"].as_str()
 }
 
-fn expect(report: &Value, expected: &[(&str, &str, &str)]) -> Result<()> {
+pub fn expect(report: &Value, expected: &[(&str, &str, &str)]) -> Result<()> {
     for (group, check, wanted) in expected {
         ensure!(verdict(report, group, check) == Some(wanted), "{group}, {check} is not {wanted}: {report:#}");
     }
     Ok(())
 }
 
-fn bare() -> Result<Cluster> {
-    let cluster = Cluster::start()?;
-    // The fixture's kinds belong to no Helm release.
-    cluster.api.kubectl(&["delete", "crd", "--all"])?;
-    cluster.api.kubectl(&["delete", "namespace", "weft-system", "--wait=false"])?;
-    Ok(cluster)
-}
-
 fn a_cluster_is_checked_before_weft_is_there() -> Result<()> {
-    let cluster = bare()?;
+    let cluster = Cluster::bare(ApiServerOptions::default())?;
     let (report, code) = weft(&cluster, "check --pre")?;
     ensure!(code == 0, "{report:#}");
     expect(
@@ -75,7 +67,7 @@ fn a_cluster_is_checked_before_weft_is_there() -> Result<()> {
 }
 
 fn whoever_may_not_install_is_told_what_is_missing() -> Result<()> {
-    let cluster = bare()?;
+    let cluster = Cluster::bare(ApiServerOptions::default())?;
     cluster.api.kubectl(&["create", "clusterrolebinding", "viewer", "--clusterrole=view", "--user=viewer"])?;
     let (report, code) = weft(&cluster, "check --pre --as viewer")?;
     ensure!(code == 1, "{report:#}");

@@ -1,11 +1,9 @@
 //! What the control plane writes for operators: status and events, by one leader, over all replicas.
-use std::net::{IpAddr, UdpSocket};
-
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use weft_loadtests::lab::testing::Test;
 
-use crate::fixture::{Cluster, ControlPlane, eventually, get, meshed};
+use crate::fixture::{Cluster, ControlPlane, eventually, get, meshed, own_address};
 
 pub const TESTS: &[Test] = &[
     ("a_policy_s_status_follows_its_sidecars", a_policy_s_status_follows_its_sidecars),
@@ -187,13 +185,6 @@ fn one_replica_leads_and_another_follows_when_it_is_killed() -> Result<()> {
     cluster.api.apply(&policy("later", "stcok", "Allow"))?;
     until(&cluster, "later", "ResolvedRefs", "False TargetNotFound")?;
     Ok(())
-}
-
-/// An address of this host that the API server accepts as an endpoint's; nothing is sent to find it.
-fn own_address() -> Option<IpAddr> {
-    let socket = UdpSocket::bind("0.0.0.0:0").ok()?;
-    socket.connect("192.0.2.254:9").ok()?;
-    Some(socket.local_addr().ok()?.ip()).filter(|address| !address.is_loopback() && !address.is_unspecified())
 }
 
 fn sidecars_of_all_replicas_are_counted() -> Result<()> {

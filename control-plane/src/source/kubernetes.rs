@@ -109,7 +109,7 @@ fn watches(client: &Client) -> SelectAll<Watch> {
         metadata_of::<Namespace>(client, Kind::Namespace, object::namespace),
         whole::<Service>(client, Kind::Service, object::service),
         whole::<EndpointSlice>(client, Kind::EndpointSlice, |slice| {
-            slice::endpoint_slice(slice).map(|slice| Seen::Known(Event::EndpointSlice(slice)))
+            slice::endpoint_slice(slice).map(slice::Read::seen)
         }),
         whole::<Pod>(client, Kind::Pod, |pod| pod::workload(pod).map(Seen::Pod)),
         metadata_of::<ServiceAccount>(client, Kind::ServiceAccount, |account| {

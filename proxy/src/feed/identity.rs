@@ -54,11 +54,15 @@ pub async fn run(
     told: impl Fn(Event),
 ) {
     let mut backoff = Backoff::new(longest_wait(None));
+    let mut failed = 0_u32;
     loop {
         let current = publish.borrow().clone();
         bundle.mark_unchanged();
-        match renew(&source, current.as_deref()).await {
+        // A root that was dropped too early makes our certificate worthless before its time; the token alone may still do.
+        let shown = current.as_deref().filter(|_| failed % 2 == 0 || !matches!(token(&source), Ok(Some(_))));
+        match renew(&source, shown).await {
             Ok(identity) => {
+                failed = 0;
                 backoff = Backoff::new(longest_wait(Some(&identity.svid)));
                 let wait = until_renewal(&identity.svid, SystemTime::now());
                 told(Event::Renewed { not_after: identity.svid.not_after() });
@@ -78,6 +82,7 @@ pub async fn run(
                 }
             }
             Err(error) => {
+                failed = failed.wrapping_add(1);
                 let wait = backoff.next();
                 tracing::warn!(%error, retry_in = ?wait, has_certificate = current.is_some(), "no certificate from the control plane");
                 told(Event::Failed);

@@ -62,6 +62,11 @@ impl Schema {
         if least > 0 { schema.with("minItems", least) } else { schema }
     }
 
+    /// A list of fewer items.
+    pub(crate) fn at_most(self, items: usize) -> Self {
+        self.with("maxItems", items)
+    }
+
     /// A list in which no value stands twice.
     pub(crate) fn distinct(self) -> Self {
         self.with("x-kubernetes-list-type", "set")

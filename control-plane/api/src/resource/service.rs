@@ -95,7 +95,8 @@ fn addresses(spec: &Fields<'_>) -> Result<Vec<IpAddr>, ResourceError> {
         if text.is_empty() || text == "None" {
             continue;
         }
-        let address: IpAddr = text.parse().map_err(|_| {
+        let address = text.parse().ok().filter(|address: &IpAddr| !address.is_unspecified() && !address.is_multicast());
+        let address = address.ok_or_else(|| {
             at.error(format_args!("is {}, which is not an address", quoted(text)), "Write an IP address, or `None`.")
         })?;
         let address = address.to_canonical();

@@ -8,6 +8,7 @@ use super::name::{MAX_LABEL_BYTES, MAX_SUBDOMAIN_BYTES};
 use super::node::{At, Fields, PORTS, Shape};
 use super::schema::Schema;
 use super::{Metadata, NamespacedName, ResourceError, name, protocol};
+use crate::wire::MAX_ADDRESSES;
 use crate::workload::ProtocolHint;
 
 const SPEC: Shape = Shape { known: &["addresses", "serviceAccount", "ports", "mesh"], later: &[] };
@@ -59,7 +60,13 @@ impl Workload {
         let metadata = Metadata::parse(document, Scope::Own)?;
         let spec = document.require("spec", "Write `spec: {addresses: […]}`.")?.closed(&SPEC)?;
         let mut addresses = Vec::new();
-        for at in spec.require("addresses", "List the workload's IP addresses.")?.items()? {
+        let listed = spec.require("addresses", "List the workload's IP addresses.")?;
+        let items = listed.items()?;
+        if items.len() > MAX_ADDRESSES {
+            let remedy = format!("Write at most {MAX_ADDRESSES}; one workload is one process.");
+            return Err(listed.error(format_args!("has {} items", items.len()), remedy));
+        }
+        for at in items {
             let address = address(&at)?;
             if addresses.contains(&address) {
                 return Err(at.error(format_args!("repeats {address}"), "List each address once."));
@@ -142,7 +149,7 @@ impl Workload {
             &SPEC,
             &["addresses"],
             [
-                ("addresses", Schema::list("IP addresses of the workload, each once.", 1, address).distinct()),
+                ("addresses", Schema::list("IP addresses of the workload, each once.", 1, address).at_most(MAX_ADDRESSES).distinct()),
                 (
                     "serviceAccount",
                     Schema::text(

@@ -18,13 +18,13 @@ use crate::workload::{Endpoint, Inbound, MeshedWorkload, ProtocolHint, Service, 
 /// Services that one sidecar may know.
 pub(super) const MAX_SERVICES: usize = 20_000;
 /// Policies of one kind that may apply to a workload.
-const MAX_POLICIES: usize = 1_000;
+pub const MAX_POLICIES: usize = 1_000;
 /// Ports of a workload or Service.
-const MAX_PORTS: usize = 1_000;
+pub const MAX_PORTS: usize = 1_000;
 /// Addresses of a workload or Service.
-const MAX_ADDRESSES: usize = 64;
+pub const MAX_ADDRESSES: usize = 64;
 /// Endpoints of a Service's port.
-const MAX_ENDPOINTS: usize = 20_000;
+pub const MAX_ENDPOINTS: usize = 20_000;
 /// Workloads of the mesh, and identities on the denied list.
 pub(super) const MAX_WORKLOADS: usize = 200_000;
 /// Certificates of a trust bundle or a chain, and bytes of one.

@@ -98,7 +98,7 @@ fn accepted(key: &ResourceKey, object: &Object, facts: &Facts<'_>) -> Verdict {
         Kind::AuthorizationPolicy => "it was never good, so every call in its namespace is refused",
         _ => "it is left out",
     };
-    verdict(Status::False, "Invalid", format!("{error}; {then}"))
+    verdict(Status::False, "Invalid", format!("{}; {then}", error.trim_end_matches('.')))
 }
 
 fn resolved_refs(key: &ResourceKey, facts: &Facts<'_>) -> Verdict {

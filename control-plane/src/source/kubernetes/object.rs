@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use weft_api::resource::{
     DEFAULT_POLICY_ANNOTATION, DefaultPolicy, NamespacedName, Resource, ResourceError, Workload, parse_documents,
 };
+use weft_api::wire::MAX_PORTS;
 
 use super::objects::Object;
 use crate::source::{Event, Kind, ResourceKey, fingerprint};
@@ -18,8 +19,10 @@ pub(super) enum Seen {
     Known(Event),
     /// A pod that runs, or will.
     Pod(Workload),
-    /// A Namespace or Service: a fault is named, and stays in the log.
+    /// A Service: a fault is named.
     Core(ResourceKey, Result<Resource, String>),
+    /// In force as far as it can be; the fault is named.
+    Flawed(ResourceKey, Event, String),
     /// One of Weft's own.
     Own(ResourceKey, Object, Option<Resource>),
 }
@@ -30,7 +33,7 @@ impl Seen {
         match self {
             Self::Known(event) => event.key().expect("events of one object name it"),
             Self::Pod(workload) => ResourceKey { kind: Kind::Pod, name: workload.name.clone() },
-            Self::Core(key, _) | Self::Own(key, ..) => key.clone(),
+            Self::Core(key, _) | Self::Flawed(key, ..) | Self::Own(key, ..) => key.clone(),
         }
     }
 }
@@ -54,15 +57,19 @@ pub(super) fn namespace(namespace: &PartialObjectMeta<Namespace>) -> Option<Seen
         key.starts_with("weft.dev/").then(|| (key.clone(), Value::String(value.clone())))
     };
     let ours: serde_json::Map<_, _> = metadata.annotations.iter().flatten().filter_map(ours).collect();
-    let seen = match read(&document(Value::Object(ours))) {
-        Ok(resource) => Ok(resource),
+    Some(match read(&document(Value::Object(ours))) {
+        Ok(resource) => Seen::Core(key, Ok(resource)),
         Err(fault) => {
-            tracing::error!(namespace = key.name.name, fault, "until it is mended the default policy here is deny");
             let deny = json!({DEFAULT_POLICY_ANNOTATION: DefaultPolicy::Deny.as_str()});
-            read(&document(deny))
+            match read(&document(deny)) {
+                Ok(deny) => {
+                    let fault = format!("{fault} Until then the default policy here is `deny`.");
+                    Seen::Flawed(key, Event::Applied(deny), fault)
+                }
+                Err(fault) => Seen::Core(key, Err(fault)),
+            }
         }
-    };
-    Some(Seen::Core(key, seen))
+    })
 }
 
 /// A Service.
@@ -74,8 +81,17 @@ pub(super) fn service(service: &Service) -> Option<Seen> {
         metadata.remove("managedFields");
         metadata.remove("ownerReferences");
     }
-    let resource = read(&document);
-    Some(Seen::Core(key, resource))
+    Some(match read(&document) {
+        Ok(Resource::Service(service)) if service.ports.len() > MAX_PORTS => {
+            let fault = format!(
+                "has {} TCP ports, of which sidecars are told the first {MAX_PORTS}; calls to the others are refused. \
+                 Make two Services of it.",
+                service.ports.len()
+            );
+            Seen::Flawed(key, Event::Applied(Resource::Service(service)), fault)
+        }
+        resource => Seen::Core(key, resource),
+    })
 }
 
 /// One of Weft's own kinds.
@@ -140,16 +156,24 @@ mod tests {
 
     #[test]
     fn a_default_policy_that_cannot_be_read_is_deny() {
-        for (annotation, expected) in
-            [("allow", DefaultPolicy::Allow), ("denied", DefaultPolicy::Deny), ("", DefaultPolicy::Deny)]
-        {
+        for (annotation, expected, fault) in [
+            ("allow", DefaultPolicy::Allow, None),
+            ("denied", DefaultPolicy::Deny, Some("or `allow`. Until then the default policy here is `deny`.")),
+            ("", DefaultPolicy::Deny, Some("is no default policy")),
+        ] {
             let object = json!({
                 "apiVersion": "v1", "kind": "Namespace",
                 "metadata": {"name": "shop", "annotations": {DEFAULT_POLICY_ANNOTATION: annotation, "other": "x"}},
             });
             let seen = namespace(&serde_json::from_value(object).expect("an object"));
-            let Some(Seen::Core(_, Ok(Resource::Namespace(read)))) = seen else { panic!("a namespace") };
+            let (read, named) = match seen {
+                Some(Seen::Core(_, Ok(Resource::Namespace(read)))) => (read, None),
+                Some(Seen::Flawed(_, Event::Applied(Resource::Namespace(read)), fault)) => (read, Some(fault)),
+                other => panic!("{other:?}"),
+            };
             assert_eq!(read.default_policy, Some(expected), "{annotation}");
+            assert_eq!(named.is_some(), fault.is_some(), "{named:?}");
+            assert!(fault.is_none_or(|fault| named.is_some_and(|named| named.contains(fault))), "{annotation}");
         }
     }
 }

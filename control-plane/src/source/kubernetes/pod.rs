@@ -42,7 +42,7 @@ fn addresses(pod: &Pod) -> Vec<IpAddr> {
     let mut addresses: Vec<IpAddr> = Vec::new();
     for address in all.filter_map(|text| text.parse::<IpAddr>().ok()) {
         let address = address.to_canonical();
-        if !addresses.contains(&address) && !address.is_unspecified() {
+        if !addresses.contains(&address) && !address.is_unspecified() && !address.is_multicast() {
             addresses.push(address);
         }
     }

@@ -109,7 +109,14 @@ impl Reader {
         let key = seen.key();
         self.known.insert(key.clone(), true);
         match seen {
-            Seen::Known(event) => drop(self.pending.insert(key, event)),
+            Seen::Known(event) => {
+                self.mend(&key);
+                self.pending.insert(key, event);
+            }
+            Seen::Flawed(_, event, fault) => {
+                self.name_fault(&key, fault, "it is in force as far as it can be");
+                self.pending.insert(key, event);
+            }
             Seen::Pod(workload) => self.see_pod(workload),
             Seen::Core(_, Ok(resource)) => self.see_good(key, resource),
             Seen::Core(_, Err(fault)) => self.see_fault(key, fault),
@@ -126,27 +133,35 @@ impl Reader {
     }
 
     fn see_good(&mut self, key: ResourceKey, resource: Resource) {
-        if self.errors.remove(&key).is_some() {
-            tracing::info!(resource = %key, "mended");
-        }
+        self.mend(&key);
         self.good.insert(key.clone());
         self.pending.insert(key, Event::Applied(resource));
     }
 
     fn see_fault(&mut self, key: ResourceKey, fault: String) {
         let good = self.good.contains(&key);
-        if self.errors.get(&key) != Some(&fault) {
-            let then = match (good, key.kind) {
-                (true, _) => "what was last read without fault stays in force",
-                (false, Kind::AuthorizationPolicy) => "it was never good, so every call in its namespace is refused",
-                (false, _) => "it is left out",
-            };
-            tracing::error!(resource = %key, "{fault}; {then}");
-        }
+        let then = match (good, key.kind) {
+            (true, _) => "what was last read without fault stays in force",
+            (false, Kind::AuthorizationPolicy) => "it was never good, so every call in its namespace is refused",
+            (false, _) => "it is left out",
+        };
         if !good && key.kind == Kind::AuthorizationPolicy {
             self.pending.insert(key.clone(), Event::Unreadable { key: key.clone(), why: fault.clone() });
         }
-        self.errors.insert(key, fault);
+        self.name_fault(&key, fault, then);
+    }
+
+    fn name_fault(&mut self, key: &ResourceKey, fault: String, then: &str) {
+        if self.errors.get(key) != Some(&fault) {
+            tracing::error!(resource = %key, "{}; {then}", fault.trim_end_matches('.'));
+            self.errors.insert(key.clone(), fault);
+        }
+    }
+
+    fn mend(&mut self, key: &ResourceKey) {
+        if self.errors.remove(key).is_some() {
+            tracing::info!(resource = %key, "mended");
+        }
     }
 
     /// A pod wins over a declared Workload of its name: it is who the API server says it is.
