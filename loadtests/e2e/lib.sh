@@ -24,7 +24,7 @@ promise() {
         *)
             failed=$((failed + 1))
             printf 'FAILED %s (%d s)\n' "$name" $((SECONDS - started))
-            tail -n 25 <<<"$evidence" | sed 's/^/    /'
+            tail -n 25 <<<"$evidence" | cut -c 1-2000 | sed 's/^/    /'
             ;;
     esac
 }

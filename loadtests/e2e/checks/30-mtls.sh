@@ -81,7 +81,7 @@ metrics_say_that_calls_came_over_tls() {
 # On clusters with IPv4 and IPv6.
 the_same_holds_over_the_pods_other_address() {
     local other
-    other=$(field "$IN" pod/echo '{.status.podIPs[1].ip}')
+    read -r _ other <<<"$(field "$IN" pod/echo '{.status.podIPs[*].ip}')"
     [[ -n $other ]] || skip "pods of this cluster have one address"
     [[ $other != *:* ]] || other="[$other]"
     answers '403 *' "$OUT" client GET "http://$other:8080/users/1"
