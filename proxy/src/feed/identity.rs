@@ -59,7 +59,7 @@ pub async fn run(
         let current = publish.borrow().clone();
         bundle.mark_unchanged();
         // A root that was dropped too early makes our certificate worthless before its time; the token alone may still do.
-        let shown = current.as_deref().filter(|_| failed % 2 == 0 || !matches!(token(&source), Ok(Some(_))));
+        let shown = current.as_deref().filter(|_| failed.is_multiple_of(2) || !matches!(token(&source), Ok(Some(_))));
         match renew(&source, shown).await {
             Ok(identity) => {
                 failed = 0;
