@@ -16,6 +16,7 @@ pub const TESTS: &[Test] = &[
     ("only_a_pods_own_token_gets_a_certificate", only_a_pods_own_token_gets_a_certificate),
     ("a_deleted_pod_loses_its_stream_and_its_identity", a_deleted_pod_loses_its_stream_and_its_identity),
     ("replicas_share_one_authority", replicas_share_one_authority),
+    ("certificates_are_renewed_while_the_api_server_is_away", certificates_are_renewed_while_the_api_server_is_away),
     ("the_operators_issuer_signs_and_its_successor_too", the_operators_issuer_signs_and_its_successor_too),
     ("an_api_server_that_comes_back_is_followed_again", an_api_server_that_comes_back_is_followed_again),
     ("a_broken_policy_refuses_and_stops_nobody_else", a_broken_policy_refuses_and_stops_nobody_else),
@@ -143,6 +144,20 @@ fn replicas_share_one_authority() -> Result<()> {
     cluster.api.kubectl(&["delete", "secret", "weft-ca", "-n", "weft-system"])?;
     eventually("the Secret is back", || {
         Ok(cluster.api.kubectl(&["get", "secret", "weft-ca", "-n", "weft-system", "-o", "name"]).ok())
+    })?;
+    Ok(())
+}
+
+fn certificates_are_renewed_while_the_api_server_is_away() -> Result<()> {
+    let (mut cluster, orders, _) = shop()?;
+    let short = ["--allow-short-lifetimes", "--certificate-lifetime=8s"];
+    let control_plane = cluster.control_plane("weft-1", &short)?;
+    let sidecar = cluster.sidecar(&orders, &control_plane)?;
+    sidecar.until("told", |config| !endpoints(config, "shop/stock").is_empty())?;
+    ensure!(!control_plane.process.text().contains("\"proof\":\"certificate\""), "the token is asked for first");
+    cluster.api.stop_api_server();
+    eventually("a certificate renews itself", || {
+        Ok(control_plane.process.text().contains("\"proof\":\"certificate\"").then_some(()))
     })?;
     Ok(())
 }

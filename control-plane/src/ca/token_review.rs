@@ -87,9 +87,7 @@ impl TokenReviews {
         let review = TokenReview { spec, ..TokenReview::default() };
         let answer = tokio::time::timeout(TIMEOUT, self.reviews.create(&PostParams::default(), &review)).await;
         let unavailable = |fault: String| Unproven::from(ReviewError::Unavailable(fault));
-        let review = answer
-            .map_err(|_| unavailable(format!("no answer within {TIMEOUT:?}")))?
-            .map_err(|fault| unavailable(fault.to_string()))?;
+        let review = answer.map_err(|_| unavailable(format!("no answer within {TIMEOUT:?}")))?.map_err(failed)?;
         let caller = judge(&review.status.unwrap_or_default(), &self.trust_domain);
         if caller.is_err() {
             self.remember(hash);
@@ -111,6 +109,17 @@ impl TokenReviews {
             refused.insert(hash, Instant::now());
         }
     }
+}
+
+/// What a question without an answer means. A refusal is no outage: who can provoke one must not be let in by another proof.
+fn failed(fault: kube::Error) -> Unproven {
+    let fault = match fault {
+        kube::Error::Api(status) if (400..500).contains(&status.code) && status.code != 429 => {
+            ReviewError::Refused(format!("{} ({})", status.message, status.code))
+        }
+        fault => ReviewError::Unavailable(fault.to_string()),
+    };
+    fault.into()
 }
 
 /// Refuses what no API server needs to be asked about. Nothing that is read here is believed.
@@ -215,6 +224,18 @@ mod tests {
         for (case, change) in rows {
             let found = judge(&status(*change), &domain());
             assert!(found.is_err(), "{case}: {found:?}");
+        }
+    }
+
+    #[test]
+    fn only_an_api_server_that_does_not_answer_is_unavailable() {
+        for (code, expected) in
+            [(400, false), (401, false), (403, false), (422, false), (429, true), (500, true), (503, true)]
+        {
+            let status = kube::core::Status { code, ..kube::core::Status::failure("no", "Reason") };
+            let found = failed(kube::Error::Api(Box::new(status)));
+            let unavailable = matches!(found, Unproven::Review(ReviewError::Unavailable(_)));
+            assert_eq!(unavailable, expected, "{code}: {found}");
         }
     }
 
