@@ -19,11 +19,13 @@ pub(crate) struct Answer {
     /// One sentence for people.
     pub(crate) text: String,
     pub(crate) retry_after: Option<Duration>,
+    /// Whether gRPC callers are told `UNAVAILABLE`, whatever the status.
+    pub(crate) unavailable: bool,
 }
 
 impl Answer {
     pub(crate) fn new(status: StatusCode, label: &'static str, text: impl Into<String>) -> Self {
-        Self { status, label, text: text.into(), retry_after: None }
+        Self { status, label, text: text.into(), retry_after: None, unavailable: false }
     }
 
     /// As an HTTP response, or for gRPC as a trailers-only one (status 200, `grpc-status`).
@@ -40,7 +42,8 @@ impl Answer {
         }
         if grpc {
             headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
-            headers.insert("grpc-status", HeaderValue::from(grpc_status(self.status)));
+            let status = if self.unavailable { UNAVAILABLE } else { grpc_status(self.status) };
+            headers.insert("grpc-status", HeaderValue::from(status));
             if let Ok(text) = HeaderValue::from_str(&percent_encode(&self.text)) {
                 headers.insert("grpc-message", text);
             }
@@ -51,6 +54,9 @@ impl Answer {
         response
     }
 }
+
+/// gRPC: nobody is there to serve the call.
+const UNAVAILABLE: u16 = 14;
 
 /// Whether a request is gRPC, and wants its errors as `grpc-status`.
 pub(crate) fn is_grpc(headers: &HeaderMap) -> bool {
@@ -72,7 +78,7 @@ pub(crate) fn grpc_status(status: StatusCode) -> u16 {
         404 => 12,
         429 => 8,
         504 => 4,
-        502 | 503 => 14,
+        502 | 503 => UNAVAILABLE,
         _ => 2,
     }
 }

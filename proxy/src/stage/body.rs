@@ -8,6 +8,8 @@ use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 
+use super::tee;
+
 /// Most that hyper buffers of an HTTP/1 connection; bounds the header section (the default is 400 KiB).
 pub const HTTP1_BUFFER: usize = 64 * 1024;
 /// Bytes a peer may send on one HTTP/2 stream before we read them.
@@ -16,6 +18,29 @@ pub const H2_STREAM_WINDOW: u32 = 256 * 1024;
 pub const H2_CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
 /// Bytes of one HTTP/2 stream that wait to be sent.
 pub const H2_SEND_BUFFER: usize = 64 * 1024;
+
+/// Why a body ended early.
+#[derive(Debug, thiserror::Error)]
+pub enum BodyError {
+    /// Its sender broke it off.
+    #[error("{0}")]
+    Sender(#[source] hyper::Error),
+    /// The request is sent again: what is left of it belongs to the next attempt.
+    #[error("the request is being sent again")]
+    Superseded,
+    /// A mirror did not keep up, or the original was broken off.
+    #[error("the copy does not keep up with its original")]
+    CopyCut,
+    /// The time that the request may take is over.
+    #[error("the request took longer than it may")]
+    Deadline,
+}
+
+impl From<hyper::Error> for BodyError {
+    fn from(error: hyper::Error) -> Self {
+        Self::Sender(error)
+    }
+}
 
 /// The body of a request on its way to the server.
 pub enum RequestBody {
@@ -28,13 +53,27 @@ pub enum RequestBody {
         /// Bytes so far.
         count: Rc<Cell<u64>>,
     },
+    /// As it comes in, and once more should it be sent again.
+    Repeatable(tee::Reader),
+    /// A copy of what another request sends.
+    Copy(tee::Copy),
+}
+
+impl RequestBody {
+    /// `inner`, whose bytes are counted in `count`.
+    pub fn incoming(inner: Incoming, count: &Rc<Cell<u64>>) -> Self {
+        match inner.is_end_stream() {
+            true => Self::Empty,
+            false => Self::Incoming { inner, count: Rc::clone(count) },
+        }
+    }
 }
 
 impl Body for RequestBody {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = BodyError;
 
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         match self.get_mut() {
             Self::Empty => Poll::Ready(None),
             Self::Incoming { inner, count } => {
@@ -42,8 +81,10 @@ impl Body for RequestBody {
                 if let Poll::Ready(Some(Ok(frame))) = &polled {
                     count.set(count.get() + frame.data_ref().map_or(0, |data| data.len() as u64));
                 }
-                polled
+                polled.map_err(BodyError::Sender)
             }
+            Self::Repeatable(body) => Pin::new(body).poll_frame(cx),
+            Self::Copy(body) => Pin::new(body).poll_frame(cx),
         }
     }
 
@@ -51,6 +92,8 @@ impl Body for RequestBody {
         match self {
             Self::Empty => true,
             Self::Incoming { inner, .. } => inner.is_end_stream(),
+            Self::Repeatable(body) => body.is_end_stream(),
+            Self::Copy(body) => body.is_end_stream(),
         }
     }
 
@@ -58,6 +101,8 @@ impl Body for RequestBody {
         match self {
             Self::Empty => SizeHint::with_exact(0),
             Self::Incoming { inner, .. } => inner.size_hint(),
+            Self::Repeatable(body) => body.size_hint(),
+            Self::Copy(body) => body.size_hint(),
         }
     }
 }
