@@ -186,6 +186,7 @@ fn compile_service(model: &Model, service: &Service, workloads: &ByLabel<'_>) ->
         port: port.port,
         protocol: service_protocol(port, &behind),
         endpoints: endpoints_of(port).into_iter().take(most).collect(),
+        routes: Vec::new(),
     });
     let addresses = service.addresses.iter().copied().take(MAX_ADDRESSES);
     workload::Service { name: service.name.clone(), addresses: addresses.collect(), ports: ports.collect() }

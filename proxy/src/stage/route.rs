@@ -181,7 +181,7 @@ mod tests {
         };
         let service = |identities: &[Option<_>]| {
             let endpoints = identities.iter().map(endpoint).collect();
-            let ports = vec![ServicePort { port: 80, protocol: ProtocolHint::Detect, endpoints }];
+            let ports = vec![ServicePort { port: 80, protocol: ProtocolHint::Detect, endpoints, routes: Vec::new() }];
             let service = Service { name: NamespacedName::new("shop", "users"), addresses: Vec::new(), ports };
             Route::Service { service: Arc::new(service), port: 0 }
         };

@@ -51,7 +51,8 @@ pub fn is_dns_subdomain(name: &str) -> bool {
 }
 
 /// A resource's namespace and name.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct NamespacedName {
     /// Namespace.
     pub namespace: String,
