@@ -99,7 +99,8 @@ fn redis() -> Result<()> {
     }
     cli(&["set", "large", &"v".repeat(100_000)])?;
     let large = cli(&["get", "large"])?;
-    ensure!(large.trim_end() == "v".repeat(100_000), "{} bytes", large.len());
+    // Captured lines are cut at 64 KiB.
+    ensure!(large.replace('\n', "") == "v".repeat(100_000), "{} bytes", large.len());
     pair.carried_streams(80.0)
 }
 
@@ -139,7 +140,12 @@ fn mariadb() -> Result<()> {
 }
 
 fn mariadbd(place: &str, data: &str) -> Result<Program> {
-    let server = program("mariadbd")?.uid(NOBODY).args(["--no-defaults", "--port=9000", "--bind-address=*"]);
+    let server = program("mariadbd")?.uid(NOBODY).args([
+        "--no-defaults",
+        "--port=9000",
+        "--bind-address=*",
+        "--skip-name-resolve",
+    ]);
     Ok(server.args([
         format!("--datadir={data}"),
         format!("--socket={place}/s"),

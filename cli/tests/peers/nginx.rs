@@ -45,8 +45,7 @@ fn server() -> Result<()> {
     for http in ["--http1.0", "--http1.1"] {
         ensure!(get(&[http, &url])? == page, "the page is not what nginx has");
         let compressed = get(&[http, "--compressed", "--include", &url])?;
-        let gzip = http == "--http1.1";
-        ensure!(compressed.contains("ontent-encoding: gzip") == gzip && compressed.ends_with(&page), "{http}: gzip");
+        ensure!(compressed.contains("content-encoding: gzip") && compressed.ends_with(&page), "{http}: gzip");
     }
     let range = get(&["--include", "--range", "26-51", &url])?;
     ensure!(range.starts_with("HTTP/1.1 206") && range.ends_with("\r\n\r\nabcdefghijklmnopqrstuvwxyz"), "{range}");

@@ -10,6 +10,7 @@ use http::uri::{Authority, PathAndQuery, Scheme, Uri};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version};
 use http_body::Body;
 use hyper::body::Incoming;
+use hyper::ext::Protocol as Protocol8441;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper::upgrade::OnUpgrade;
@@ -17,7 +18,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use weft_api::workload::Endpoint;
 
 use super::record::{Ending, Record, ResponseBody};
-use super::respond::{self, Answer};
+use super::respond::{self, Answer, Reset};
 use super::{Closing, Phase, Worker, until};
 use crate::stage::balance::Chosen;
 use crate::stage::body::{self, RequestBody};
@@ -57,7 +58,13 @@ where
 {
     let service = service_fn(move |request| {
         let answer = handler(request);
-        async move { Ok::<_, std::convert::Infallible>(answer.await) }
+        async move {
+            let answer = answer.await;
+            match answer.extensions().get::<Reset>() {
+                Some(Reset(reason)) => Err(h2::Error::from(*reason)),
+                None => Ok(answer),
+            }
+        }
     });
     let io = TokioIo::new(stream);
     match version {
@@ -96,6 +103,7 @@ where
                 .keep_alive_interval(Duration::from_secs(20))
                 .keep_alive_timeout(Duration::from_secs(10))
                 .auto_date_header(false)
+                .enable_connect_protocol()
                 .serve_connection(io, service);
             tokio::pin!(connection);
             tokio::select! {
@@ -185,6 +193,17 @@ pub(crate) fn bad_request(label: &'static str, text: &str) -> Answer {
     Answer::new(StatusCode::BAD_REQUEST, label, format!("the request is ambiguous or malformed: {text}"))
 }
 
+/// Whether a request begins a WebSocket over HTTP/2 (RFC 8441). It is judged as the GET that it is over HTTP/1.
+pub(crate) fn begins_websocket<B>(request: &Request<B>) -> bool {
+    request.method() == Method::CONNECT
+        && request.extensions().get::<Protocol8441>().is_some_and(|protocol| protocol.as_str() == "websocket")
+}
+
+/// Whether a request is a CONNECT that is not carried: every one but a WebSocket's.
+pub(crate) fn is_tunnel<B>(request: &Request<B>) -> bool {
+    request.method() == Method::CONNECT && !begins_websocket(request)
+}
+
 /// The connection upgrade (such as `websocket`) that a request asks for. An upgrade to h2c is not one: it is dropped.
 fn upgrade_of(headers: &HeaderMap, version: Version) -> Option<HeaderValue> {
     let upgrade = headers.get(UPGRADE).filter(|_| version == Version::HTTP_11)?;
@@ -248,7 +267,8 @@ pub(crate) async fn forward(
     let grpc = respond::is_grpc(request.headers());
     let version = if request.version() == Version::HTTP_2 { HttpVersion::Http2 } else { HttpVersion::Http1 };
     let upgrade = upgrade_of(request.headers(), request.version());
-    let caller_side = upgrade.is_some().then(|| hyper::upgrade::on(&mut request));
+    let switches = upgrade.is_some() || begins_websocket(&request);
+    let caller_side = switches.then(|| hyper::upgrade::on(&mut request));
     let mut outgoing =
         prepare(request, version, upgrade.as_ref(), to.path.clone(), &record.request_bytes, record.host.as_ref());
     if let Some(span) = &record.span {
@@ -299,7 +319,7 @@ fn prepare(
     }
     let body = match body.is_end_stream() {
         true => RequestBody::Empty,
-        false => RequestBody::Incoming { inner: body, count: Rc::clone(count) },
+        false => RequestBody::Incoming { inner: body, count: Rc::clone(count), gate: None },
     };
     Request::from_parts(parts, body)
 }
@@ -397,12 +417,20 @@ fn unreachable(error: &ConnectError) -> Answer {
 }
 
 fn no_answer(error: &hyper::Error) -> Answer {
-    let label = if error.is_parse() { "bad_answer" } else { "no_answer" };
-    Answer::new(
-        StatusCode::BAD_GATEWAY,
-        label,
-        format!("the server ended the connection without a valid answer: {error}"),
-    )
+    let reset = reset_by_server(error);
+    let label = match reset {
+        Some(_) => "reset_by_server",
+        None if error.is_parse() => "bad_answer",
+        None => "no_answer",
+    };
+    let text = format!("the server ended the connection without a valid answer: {error}");
+    Answer { reset, ..Answer::new(StatusCode::BAD_GATEWAY, label, text) }
+}
+
+/// The code with which the server reset the request's stream, if that is what it did.
+fn reset_by_server(error: &hyper::Error) -> Option<h2::Reason> {
+    let error = std::error::Error::source(error)?.downcast_ref::<h2::Error>()?;
+    error.reason().filter(|_| error.is_reset() && error.is_remote())
 }
 
 /// Turns what came back into the caller's answer.
@@ -414,7 +442,7 @@ fn finish(
     mut record: Record,
 ) -> Response<ResponseBody> {
     let response = match (sent, caller_side) {
-        (Ok((response, sender, chosen)), Some(caller_side)) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
+        (Ok((response, sender, chosen)), Some(caller_side)) if has_switched(&response) => {
             return record.answer(switch(to, response, caller_side, sender, chosen));
         }
         (Ok((response, ..)), None) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
@@ -424,14 +452,30 @@ fn finish(
         }
         (Ok((mut response, sender, chosen)), _) => {
             strip_hop_by_hop(response.headers_mut());
+            // The version is of this connection, whatever the server speaks (RFC 9110 section 2.5).
+            if response.version() == Version::HTTP_10 {
+                *response.version_mut() = Version::HTTP_11;
+            }
             response.map(|body| ResponseBody::upstream(body, sender, chosen))
         }
         (Err(answer), _) => {
             record.ending = Ending::Failed(answer.label);
-            answer.into_response(grpc)
+            match answer.reset {
+                // Dropped, the record reports that there was no answer.
+                Some(reason) => return respond::reset(reason),
+                None => answer.into_response(grpc),
+            }
         }
     };
     leave(to.closing, record.answer(response))
+}
+
+/// Whether the server took up what the request asked its connection to become: over HTTP/1 by 101, over HTTP/2 by 200.
+fn has_switched(response: &Response<Incoming>) -> bool {
+    match response.version() {
+        Version::HTTP_2 => response.status() == StatusCode::OK,
+        _ => response.status() == StatusCode::SWITCHING_PROTOCOLS,
+    }
 }
 
 /// Asks an HTTP/1 caller to leave when its connection is to end.
