@@ -19,7 +19,9 @@ use weft_api::policy::{HttpRequest, path};
 use weft_api::workload::Endpoint;
 use weft_certs::Peer;
 
-use super::http::{FORWARDED_CLIENT_CERT, RequestEnds, bad_request, host_of, leave, serve};
+use super::http::{
+    FORWARDED_CLIENT_CERT, RequestEnds, bad_request, begins_websocket, host_of, is_tunnel, leave, serve,
+};
 use super::record::{Ending, Record, ResponseBody};
 use super::respond::{self, Answer};
 use super::send::{Forwarding, forward};
@@ -432,11 +434,12 @@ impl Connection {
             record.ending = Ending::Failed(label);
             bad_request(label, text)
         };
-        if request.method() == Method::CONNECT {
+        if is_tunnel(request) {
             record.ending = Ending::Failed("connect");
             return Err(Answer::new(StatusCode::METHOD_NOT_ALLOWED, "connect", "CONNECT is not allowed here"));
         }
-        path::check_method(request.method().as_str()).map_err(|why| refuse(record, why.label(), "the method"))?;
+        let method = if begins_websocket(request) { &Method::GET } else { request.method() };
+        path::check_method(method.as_str()).map_err(|why| refuse(record, why.label(), "the method"))?;
         let sent = request.uri().path();
         let compared =
             path::normalize(sent).map_err(|why| refuse(record, why.label(), "the path has no single reading"))?;
@@ -450,8 +453,7 @@ impl Connection {
             true => host.into(),
             false => path::normalize_host(host).map_err(|why| refuse(record, why.label(), "the Host header"))?,
         };
-        let http =
-            HttpRequest { method: request.method().as_str(), path: &compared, host: &host, headers: request.headers() };
+        let http = HttpRequest { method: method.as_str(), path: &compared, host: &host, headers: request.headers() };
         let view = self.worker.view();
         let judged = policy::admit(&view.config.inbound.policy, &self.caller, self.target.port(), Some(http));
         self.count(&judged);

@@ -7,13 +7,13 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use bytes::BytesMut;
-use http::{Method, Request, Response, StatusCode};
+use http::{Request, Response, StatusCode};
 use hyper::body::Incoming;
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 use weft_api::workload::{Endpoint, ProtocolHint};
 
-use super::http::{RequestEnds, host_of, leave, serve};
+use super::http::{RequestEnds, host_of, is_tunnel, leave, serve};
 use super::record::{Ending, Record, ResponseBody};
 use super::respond::{self, Answer};
 use super::send::{Forwarding, forward};
@@ -268,7 +268,7 @@ impl Connection {
         record.span = self.worker.telemetry.start_span(Kind::Client, request.headers());
         let refusal = match host {
             Err(answer) => Some(answer),
-            Ok(_) if request.method() == Method::CONNECT => {
+            Ok(_) if is_tunnel(&request) => {
                 Some(Answer::new(StatusCode::METHOD_NOT_ALLOWED, "connect", "CONNECT is not allowed here"))
             }
             Ok(_) => None,

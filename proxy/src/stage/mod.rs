@@ -6,6 +6,7 @@ pub mod balance;
 pub mod body;
 pub mod connect;
 pub mod detect;
+pub mod expect;
 pub mod forward;
 pub mod policy;
 pub mod rate_limit;

@@ -56,7 +56,12 @@ impl MeshView {
             .values()
             .map(|service| beside_us(service, &own))
             .flat_map(|service| {
-                service.addresses.clone().into_iter().map(move |address| (address, Arc::clone(&service)))
+                let [v4, v6] = [true, false].map(|ipv4| of_family(&service, ipv4));
+                service
+                    .addresses
+                    .clone()
+                    .into_iter()
+                    .map(move |address| (address, Arc::clone(if address.is_ipv4() { &v4 } else { &v6 })))
             })
             .collect();
         let workloads = config
@@ -121,6 +126,21 @@ fn beside_us(service: &Arc<Service>, own: &[IpAddr]) -> Arc<Service> {
         if ours(endpoint) {
             endpoint.identity = None;
         }
+    }
+    Arc::new(service)
+}
+
+/// A Service as it is reached by an address of one family: at its endpoints of the same family, as without a mesh, since
+/// an application may listen on one family alone. A Service whose workloads lack that family is reached all the same.
+fn of_family(service: &Arc<Service>, ipv4: bool) -> Arc<Service> {
+    let same = |endpoint: &Endpoint| endpoint.address.is_ipv4() == ipv4;
+    let mixed = |endpoints: &[Endpoint]| endpoints.iter().any(same) && !endpoints.iter().all(same);
+    if !service.ports.iter().any(|port| mixed(&port.endpoints)) {
+        return Arc::clone(service);
+    }
+    let mut service = Service::clone(service);
+    for port in service.ports.iter_mut().filter(|port| mixed(&port.endpoints)) {
+        port.endpoints.retain(same);
     }
     Arc::new(service)
 }
