@@ -7,6 +7,7 @@ pub mod body;
 pub mod connect;
 pub mod detect;
 pub mod forward;
+pub mod frames;
 pub mod policy;
 pub mod rate_limit;
 pub mod route;
