@@ -13,3 +13,5 @@ pub mod rate_limit;
 pub mod route;
 pub mod tls;
 pub mod transport;
+pub mod tunnel;
+pub mod tunnels;
