@@ -113,7 +113,7 @@ where
 }
 
 /// The connection shall take no more than what is under way: its certificate nears its end, or the sidecar stops.
-async fn told_to_leave(worker: &Worker, lifetime: Lifetime) {
+pub(crate) async fn told_to_leave(worker: &Worker, lifetime: Lifetime) {
     let mut phase = worker.phase.clone();
     tokio::select! {
         () = until(lifetime.drain) => {}
@@ -121,7 +121,7 @@ async fn told_to_leave(worker: &Worker, lifetime: Lifetime) {
     }
 }
 
-async fn idle_must_close(worker: &Worker, lifetime: Lifetime) {
+pub(crate) async fn idle_must_close(worker: &Worker, lifetime: Lifetime) {
     let mut phase = worker.phase.clone();
     let before_end = lifetime.end.checked_sub(Duration::from_millis(100)).unwrap_or(lifetime.end);
     tokio::select! {
