@@ -19,9 +19,10 @@ use weft_api::policy::{HttpRequest, path};
 use weft_api::workload::Endpoint;
 use weft_certs::Peer;
 
-use super::http::{FORWARDED_CLIENT_CERT, Forwarding, RequestEnds, bad_request, forward, host_of, leave, serve};
+use super::http::{FORWARDED_CLIENT_CERT, RequestEnds, bad_request, host_of, leave, serve};
 use super::record::{Ending, Record, ResponseBody};
 use super::respond::{self, Answer};
+use super::send::{Forwarding, forward};
 use super::{Closing, Worker, own_party, until};
 use crate::stage::accept::{self, Accepted, Refused};
 use crate::stage::connect::{HttpVersion, Identity};

@@ -1,10 +1,11 @@
 //! How a connection travels. READ FIRST: [`inbound`] (network to application), [`outbound`] (application to network),
-//! and [`http`], the per-request stack that both share.
+//! [`http`] and [`send`], the per-request stack that both share.
 pub mod http;
 pub mod inbound;
 pub mod outbound;
 mod record;
 mod respond;
+pub mod send;
 
 use std::cell::Cell;
 use std::rc::Rc;

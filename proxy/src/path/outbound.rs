@@ -13,9 +13,10 @@ use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 use weft_api::workload::{Endpoint, ProtocolHint};
 
-use super::http::{Forwarding, RequestEnds, forward, host_of, leave, serve};
+use super::http::{RequestEnds, host_of, leave, serve};
 use super::record::{Ending, Record, ResponseBody};
 use super::respond::{self, Answer};
+use super::send::{Forwarding, forward};
 use super::{Closing, Worker, own_party, until};
 use crate::stage::accept::{self, OriginalDst};
 use crate::stage::balance::Chosen;
