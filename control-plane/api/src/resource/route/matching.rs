@@ -3,13 +3,11 @@ use super::super::ResourceError;
 use super::super::error::quoted;
 use super::super::node::{At, Fields, Shape};
 use super::{MAX_PARTS, at_most, short};
-use crate::routing::{Text, ValueMatch};
+use crate::routing::{Pattern, Text, ValueMatch};
 
 const VALUE: Shape = Shape { known: &["type", "name", "value"], later: &[] };
 /// Bytes that the name of a header or query parameter may have.
 const MAX_NAME_BYTES: usize = 256;
-/// Memory that a compiled expression may take, in bytes.
-const MAX_EXPRESSION_BYTES: usize = 1 << 20;
 
 /// How a text is matched.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -38,18 +36,12 @@ impl Matcher {
 /// A regular expression that can be compiled.
 pub(crate) fn expression(at: &At<'_>, most: usize) -> Result<String, ResourceError> {
     let text = short(at, most)?;
-    let compiled = regex::RegexBuilder::new(text).size_limit(MAX_EXPRESSION_BYTES).build();
-    match compiled {
-        Ok(_) => Ok(text.to_owned()),
-        Err(fault) => {
-            let fault = fault.to_string();
-            let reason = fault.lines().last().unwrap_or_default().trim_start_matches("error: ");
-            Err(at.error(
-                format_args!("is {}, which is no regular expression ({reason})", quoted(text)),
-                "Write one in the syntax of RE2, without look-around or back references.",
-            ))
-        }
-    }
+    Pattern::compile(text).map(|_| text.to_owned()).map_err(|fault| {
+        at.error(
+            format_args!("is {}, which cannot be used ({fault})", quoted(text)),
+            "Write a regular expression in the syntax of RE2, without look-around or back references.",
+        )
+    })
 }
 
 /// The list `key` of headers or query parameters with values of at most `most` bytes. Of several entries for one name only
