@@ -87,7 +87,7 @@ impl Outgoing {
 
     fn next(&mut self) -> RequestBody {
         match std::mem::replace(self, Self::Sent) {
-            Self::Once(inner, count) => RequestBody::Incoming { inner, count },
+            Self::Once(inner, count) => RequestBody::Incoming { inner, count, gate: None },
             Self::Tee(tee) => {
                 let reader = tee.read();
                 *self = Self::Tee(tee);

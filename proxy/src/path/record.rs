@@ -8,6 +8,7 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use http::header::CONTENT_LENGTH;
 use http::uri::Uri;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Response};
 use http_body::{Body, Frame, SizeHint};
@@ -107,7 +108,12 @@ impl Record {
         self.status = response.status().as_u16();
         self.grpc_status = grpc_status_of(response.headers());
         self.answered = Some(Instant::now());
-        let (parts, mut body) = response.into_parts();
+        let (mut parts, mut body) = response.into_parts();
+        if self.method == Method::HEAD
+            && let Some(length) = body.withhold()
+        {
+            parts.headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
+        }
         if body.is_end_stream() {
             self.complete = true;
         } else {
@@ -185,6 +191,14 @@ impl ResponseBody {
         Self { source: Source::Local(Some(text).filter(|text| !text.is_empty())), record: None, deadline: None }
     }
 
+    /// Takes away a text of our own, and says how long it was: no answer to HEAD has a body.
+    fn withhold(&mut self) -> Option<usize> {
+        match &mut self.source {
+            Source::Local(text) => text.take().map(|text| text.len()),
+            Source::Upstream { .. } => None,
+        }
+    }
+
     pub(crate) fn upstream(inner: Incoming, sender: Sender, chosen: Chosen) -> Self {
         let mut body =
             Self { source: Source::Upstream { inner, sender: Some((sender, chosen)) }, record: None, deadline: None };
@@ -245,7 +259,7 @@ impl Body for ResponseBody {
         }
         let polled = match &mut this.source {
             Source::Local(text) => Poll::Ready(text.take().map(|text| Ok(Frame::data(text)))),
-            Source::Upstream { inner, .. } => Pin::new(inner).poll_frame(cx).map_err(BodyError::Sender),
+            Source::Upstream { inner, .. } => Pin::new(inner).poll_frame(cx).map_err(BodyError::Incoming),
         };
         match &polled {
             Poll::Ready(Some(Ok(frame))) => {

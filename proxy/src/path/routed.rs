@@ -8,7 +8,7 @@ use std::borrow::Cow;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use http::header::{HOST, LOCATION};
+use http::header::{CONNECTION, HOST, LOCATION};
 use http::request::Parts;
 use http::uri::{PathAndQuery, Uri};
 use http::{HeaderValue, Request, Response, StatusCode, Version};
@@ -19,7 +19,7 @@ use weft_api::routing::RequestView;
 use weft_api::workload::{ProtocolHint, Service};
 
 use super::attempts::{self, Limits, Outgoing};
-use super::http::{bad_request, leave};
+use super::http::{bad_request, begins_websocket, leave};
 use super::record::{Ending, Record, ResponseBody};
 use super::respond::{self, Answer};
 use super::send::{Forwarding, finish, prepare, strip_hop_by_hop, upgrade_of};
@@ -50,8 +50,8 @@ struct Asked<'u> {
     host: Option<&'u str>,
     version: Version,
     grpc: bool,
-    /// Whether it wants to switch protocols.
-    upgrade: bool,
+    /// Whether it wants its connection or stream to become something else.
+    switches: bool,
 }
 
 /// What filters have changed beside the request's headers, or will change in its answer.
@@ -73,7 +73,8 @@ pub(crate) async fn request(
 ) -> Response<ResponseBody> {
     let (version, grpc) = (request.version(), respond::is_grpc(request.headers()));
     let upgrade = upgrade_of(request.headers(), version);
-    let caller_side = upgrade.is_some().then(|| hyper::upgrade::on(&mut request));
+    let switches = upgrade.is_some() || begins_websocket(&request);
+    let caller_side = switches.then(|| hyper::upgrade::on(&mut request));
     let (uri, host) = (record.uri.clone(), record.host.clone());
     let (mut head, body) = request.into_parts();
     let refuse = |mut record: Record, answer: Answer| {
@@ -85,7 +86,7 @@ pub(crate) async fn request(
         Err(why) => return refuse(record, bad_request(why.label(), &why.to_string())),
     };
     let host = host.as_ref().and_then(|host| host.to_str().ok());
-    let asked = Asked { uri: &uri, path, host, version, grpc, upgrade: upgrade.is_some() };
+    let asked = Asked { uri: &uri, path, host, version, grpc, switches };
 
     let mut changes = Changes::default();
     let chosen = choose(&hop, &asked, &mut head, &mut changes, &mut record);
@@ -106,8 +107,9 @@ pub(crate) async fn request(
         span.inject(&mut head.headers);
     }
 
-    let retry = rule.retry.as_ref().filter(|_| upgrade.is_none());
-    let mirrors = std::mem::take(&mut changes.mirrors);
+    let retry = rule.retry.as_ref().filter(|_| !switches);
+    // What becomes a byte stream cannot be copied.
+    let mirrors = if switches { Vec::new() } else { std::mem::take(&mut changes.mirrors) };
     let body = Outgoing::new(body, &record.request_bytes, retry.is_some(), !mirrors.is_empty());
     for mirror in mirrors {
         let version = version_to(hop.view.backend(&mirror.service, mirror.port), &asked);
@@ -133,6 +135,12 @@ pub(crate) async fn request(
     let limits = Limits::new(rule, retry, grpc.then_some(&head.headers), record.started);
     let (sent, until) = attempts::send(&to, head, body, version, &limits, &mut record).await;
     let mut response = finish(&to, sent, caller_side, grpc, record);
+    // What was spoken with the backend is no matter of the caller's.
+    if response.version() != asked.version {
+        response.headers_mut().remove(CONNECTION);
+        *response.version_mut() = if asked.version == Version::HTTP_2 { Version::HTTP_2 } else { Version::HTTP_11 };
+        response = leave(hop.closing, response);
+    }
     changes.answer.iter().for_each(|edit| edit.apply(response.headers_mut()));
     if let Some(until) = until {
         response.body_mut().end_by(until, grpc && asked.version == Version::HTTP_2);
@@ -246,8 +254,8 @@ fn filter<'r>(
 /// What is spoken with a backend: what its port is declared to speak, else what the caller speaks.
 fn version_to(backend: Option<(&Arc<Service>, usize)>, asked: &Asked<'_>) -> HttpVersion {
     match backend.map(|(service, port)| service.ports[port].protocol) {
-        Some(ProtocolHint::Http1) if !asked.grpc => HttpVersion::Http1,
-        Some(ProtocolHint::Http2) if !asked.upgrade => HttpVersion::Http2,
+        Some(ProtocolHint::Http1) if !asked.grpc && !asked.switches => HttpVersion::Http1,
+        Some(ProtocolHint::Http2) if !asked.switches => HttpVersion::Http2,
         _ if asked.version == Version::HTTP_2 => HttpVersion::Http2,
         _ => HttpVersion::Http1,
     }

@@ -2,12 +2,13 @@
 use std::cell::Cell;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 
+use super::expect::{Gate, Withheld};
 use super::tee;
 
 /// Most that hyper buffers of an HTTP/1 connection; bounds the header section (the default is 400 KiB).
@@ -19,29 +20,6 @@ pub const H2_CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
 /// Bytes of one HTTP/2 stream that wait to be sent.
 pub const H2_SEND_BUFFER: usize = 64 * 1024;
 
-/// Why a body ended early.
-#[derive(Debug, thiserror::Error)]
-pub enum BodyError {
-    /// Its sender broke it off.
-    #[error("{0}")]
-    Sender(#[source] hyper::Error),
-    /// The request is sent again: what is left of it belongs to the next attempt.
-    #[error("the request is being sent again")]
-    Superseded,
-    /// A mirror did not keep up, or the original was broken off.
-    #[error("the copy does not keep up with its original")]
-    CopyCut,
-    /// The time that the request may take is over.
-    #[error("the request took longer than it may")]
-    Deadline,
-}
-
-impl From<hyper::Error> for BodyError {
-    fn from(error: hyper::Error) -> Self {
-        Self::Sender(error)
-    }
-}
-
 /// The body of a request on its way to the server.
 pub enum RequestBody {
     /// None.
@@ -52,6 +30,8 @@ pub enum RequestBody {
         inner: Incoming,
         /// Bytes so far.
         count: Rc<Cell<u64>>,
+        /// Shut while the server was not heard on whether it wants the body.
+        gate: Option<Box<Gate>>,
     },
     /// As it comes in, and once more should it be sent again.
     Repeatable(tee::Reader),
@@ -64,9 +44,29 @@ impl RequestBody {
     pub fn incoming(inner: Incoming, count: &Rc<Cell<u64>>) -> Self {
         match inner.is_end_stream() {
             true => Self::Empty,
-            false => Self::Incoming { inner, count: Rc::clone(count) },
+            false => Self::Incoming { inner, count: Rc::clone(count), gate: None },
         }
     }
+}
+
+/// Why a body ends before its end.
+#[derive(Debug, thiserror::Error)]
+pub enum BodyError {
+    /// It stopped coming.
+    #[error(transparent)]
+    Incoming(#[from] hyper::Error),
+    /// It was never asked for.
+    #[error(transparent)]
+    Withheld(#[from] Withheld),
+    /// The request is sent again: what is left of it belongs to the next attempt.
+    #[error("the request is being sent again")]
+    Superseded,
+    /// A mirror did not keep up, or the original was broken off.
+    #[error("the copy does not keep up with its original")]
+    CopyCut,
+    /// The time that the request may take is over.
+    #[error("the request took longer than it may")]
+    Deadline,
 }
 
 impl Body for RequestBody {
@@ -76,12 +76,18 @@ impl Body for RequestBody {
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         match self.get_mut() {
             Self::Empty => Poll::Ready(None),
-            Self::Incoming { inner, count } => {
+            Self::Incoming { inner, count, gate } => {
+                if let Some(shut) = gate {
+                    if let Err(withheld) = ready!(shut.poll(cx)) {
+                        return Poll::Ready(Some(Err(withheld.into())));
+                    }
+                    *gate = None;
+                }
                 let polled = Pin::new(inner).poll_frame(cx);
                 if let Poll::Ready(Some(Ok(frame))) = &polled {
                     count.set(count.get() + frame.data_ref().map_or(0, |data| data.len() as u64));
                 }
-                polled.map_err(BodyError::Sender)
+                polled.map_err(BodyError::from)
             }
             Self::Repeatable(body) => Pin::new(body).poll_frame(cx),
             Self::Copy(body) => Pin::new(body).poll_frame(cx),

@@ -266,7 +266,7 @@ mod tests {
             let edit = RedirectEdit::new(&redirect).expect("a redirect");
             let target = PathAndQuery::from_static("/a/b?q=1");
             let (status, location) = edit.answer("echo", called, &target, "/a/b", 2).expect("an answer");
-            assert_eq!((status, location), (StatusCode::FOUND, HeaderValue::from_static(expected)), "{redirect:?}");
+            assert_eq!((status, location.to_str().ok()), (StatusCode::FOUND, Some(expected)), "{redirect:?}");
         }
         for status in [301, 302, 303, 307, 308] {
             let edit =

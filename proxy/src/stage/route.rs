@@ -66,7 +66,9 @@ impl MeshView {
         let mut routes = HashMap::new();
         for (name, service) in config.services.iter() {
             let seen = beside_us(service, &own);
-            services.extend(seen.addresses.iter().map(|address| (*address, Arc::clone(&seen))));
+            let [v4, v6] = [true, false].map(|ipv4| of_family(&seen, ipv4));
+            let by_family = |address: &IpAddr| Arc::clone(if address.is_ipv4() { &v4 } else { &v6 });
+            services.extend(seen.addresses.iter().map(|address| (*address, by_family(address))));
             if !Arc::ptr_eq(&seen, service) {
                 beside.insert(name.clone(), seen);
             }
@@ -164,6 +166,21 @@ fn beside_us(service: &Arc<Service>, own: &[IpAddr]) -> Arc<Service> {
         if ours(endpoint) {
             endpoint.identity = None;
         }
+    }
+    Arc::new(service)
+}
+
+/// A Service as it is reached by an address of one family: at its endpoints of the same family, as without a mesh, since
+/// an application may listen on one family alone. A Service whose workloads lack that family is reached all the same.
+fn of_family(service: &Arc<Service>, ipv4: bool) -> Arc<Service> {
+    let same = |endpoint: &Endpoint| endpoint.address.is_ipv4() == ipv4;
+    let mixed = |endpoints: &[Endpoint]| endpoints.iter().any(same) && !endpoints.iter().all(same);
+    if !service.ports.iter().any(|port| mixed(&port.endpoints)) {
+        return Arc::clone(service);
+    }
+    let mut service = Service::clone(service);
+    for port in service.ports.iter_mut().filter(|port| mixed(&port.endpoints)) {
+        port.endpoints.retain(same);
     }
     Arc::new(service)
 }

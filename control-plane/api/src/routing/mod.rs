@@ -43,12 +43,22 @@ impl Route {
 }
 
 /// The kinds of routes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum RouteKind {
     /// `HTTPRoute`.
     Http,
     /// `GRPCRoute`: matches only requests that are gRPC's, and answers with gRPC statuses.
     Grpc,
+}
+
+impl RouteKind {
+    /// The kind's name in the Gateway API.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Http => "HTTPRoute",
+            Self::Grpc => "GRPCRoute",
+        }
+    }
 }
 
 /// What happens to the requests that one of the matches fits.
