@@ -119,7 +119,7 @@ fn mariadb() -> Result<()> {
     let server = mariadbd(&place, &data)?;
     let client = |port: u16, tls: &str, sql: &str| {
         let target =
-            ["--no-defaults", "-h", HOST, "-P", &port.to_string(), "-ushop", "-psecret", tls, "-BN", "-e", sql]
+            ["--no-defaults", "-h", HOST, "-P", &port.to_string(), "-ushop", "-psecret", tls, "-BN", "-e", sql, "mysql"]
                 .map(str::to_owned);
         run(&pair.client.pod, "mariadb", &target)
     };
