@@ -243,6 +243,22 @@ async fn cancel_after_begin(client: &mut Client) -> Result<()> {
     }
 }
 
+/// Begins a stream of requests, and drops it when it is told to.
+pub async fn drop_when_told(target: SocketAddr, told: tokio::sync::oneshot::Receiver<()>) -> Result<()> {
+    let mut client = connect(target).await?;
+    let (sender, requests) = mpsc::channel(1);
+    let requests = Request::new(ReceiverStream::new(requests));
+    sender.send(StreamingInputRequest { payload: payload(1) }).await?;
+    let call = client.client_streaming(requests, path("StreamingInputCall"), ProstCodec::default());
+    tokio::select! {
+        ended = call => {
+            let ended: Result<Response<StreamingInputResponse>, Status> = ended;
+            bail!("the server waits for more: {ended:?}")
+        }
+        told = told => Ok(told?),
+    }
+}
+
 async fn cancel_after_first_response(client: &mut Client) -> Result<()> {
     let (sender, requests) = mpsc::channel(1);
     sender.send(output_request(&[31_415], 27_182)).await?;

@@ -6,7 +6,8 @@ mod server;
 
 use anyhow::{Context, Result, ensure};
 use tonic::Code;
-use weft_loadtests::lab::Task;
+use weft_loadtests::lab::{Process, Task};
+use weft_loadtests::mesh::eventually;
 
 use crate::fixture::{Case, HOST, PATIENCE, Pair, port, program, run, within};
 
@@ -39,7 +40,7 @@ const INTEROP: &[&str] = &[
 
 fn serve_tonic(pair: &Pair) -> Result<Task<Result<()>>> {
     let listener = pair.server.pod.listen(8080)?;
-    Ok(pair.server.pod.start(move || server::serve(listener, server::Cancelled::default()))?)
+    Ok(pair.server.pod.start(move || server::serve(listener, server::Counts::default()))?)
 }
 
 /// The protocol is seen on one port, and declared on the other.
@@ -88,7 +89,7 @@ fn go_to_tonic() -> Result<()> {
     from_go(&pair)
 }
 
-fn serve_go(pair: &Pair) -> Result<weft_loadtests::lab::Process> {
+fn serve_go(pair: &Pair) -> Result<Process> {
     let target = pair.address(port::HTTP2);
     let pod = &pair.client.pod;
     let works = || within(pod, move || client::run("empty_unary", target));
@@ -120,26 +121,33 @@ fn statuses() -> Result<()> {
     pair.mesh.write(
         "deny.yaml",
         "apiVersion: policy.weft.dev/v1alpha1\nkind: AuthorizationPolicy\nmetadata: {name: no-calls, namespace: shop}\n\
-         spec: {action: Deny, rules: [{to: [{grpc: [{service: grpc.testing.TestService, method: EmptyCall}]}]}]}\n",
+         spec: {action: Deny, rules: [{to: [{paths: [/grpc.testing.TestService/EmptyCall]}]}]}\n",
     )?;
-    weft_loadtests::mesh::eventually("the policy is in force", PATIENCE, || {
-        Ok(call(port::HTTP2)?
-            .is_some_and(|denied| denied.code() == Code::PermissionDenied && denied.message().contains("no-calls")))
+    let mut last = None;
+    eventually("the policy is in force", PATIENCE, || {
+        last = call(port::HTTP2)?;
+        Ok(last.is_some())
     })
+    .with_context(|| pair.mesh.control_plane().map(|process| process.stdout()).unwrap_or_default())?;
+    let denied = last.context("it is denied")?;
+    ensure!(denied.code() == Code::PermissionDenied && denied.message().contains("no-calls"), "{denied:?}");
+    Ok(())
 }
 
 fn cancellation() -> Result<()> {
     let pair = Pair::start("grpc-cancel")?;
-    let cancelled = server::Cancelled::default();
+    let counts = server::Counts::default();
     let listener = pair.server.pod.listen(8080)?;
-    let counted = cancelled.clone();
+    let counted = counts.clone();
     let _server = pair.server.pod.start(move || server::serve(listener, counted))?;
-    for (number, case) in ["cancel_after_begin", "cancel_after_first_response"].into_iter().enumerate() {
-        let target = pair.address(port::SEEN);
-        within(&pair.client.pod, move || client::run(case, target))?;
-        weft_loadtests::mesh::eventually("the server's handler has ended", PATIENCE, || {
-            Ok(cancelled.count() == number + 1)
-        })?;
-    }
-    Ok(())
+    let target = pair.address(port::SEEN);
+    let (tell, told) = tokio::sync::oneshot::channel();
+    let client = pair.client.pod.start(move || client::drop_when_told(target, told))?;
+    eventually("the server has the first message", PATIENCE, || Ok(counts.begun() == 1))?;
+    ensure!(counts.cancelled() == 0, "it is not cancelled yet");
+    let _ = tell.send(());
+    client.join()??;
+    eventually("the handler has ended", PATIENCE, || Ok(counts.cancelled() == 1))?;
+    within(&pair.client.pod, move || client::run("cancel_after_first_response", target))?;
+    eventually("the second handler has ended", PATIENCE, || Ok(counts.cancelled() == 2))
 }

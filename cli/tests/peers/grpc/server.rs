@@ -21,40 +21,50 @@ use tower::{Service, service_fn};
 use super::messages::*;
 
 /// Serves until it is dropped.
-pub async fn serve(listener: TcpListener, cancelled: Cancelled) -> Result<()> {
+pub async fn serve(listener: TcpListener, counts: Counts) -> Result<()> {
     listener.set_nonblocking(true)?;
     let incoming = TcpListenerStream::new(tokio::net::TcpListener::from_std(listener)?);
-    let server = tonic::transport::Server::builder().add_service(TestService { cancelled });
+    let server = tonic::transport::Server::builder().add_service(TestService { counts });
     Ok(server.serve_with_incoming(incoming).await?)
 }
 
-/// Counts streams that ended before their handler was done with them.
+/// Counts streams of requests: those whose first message came, and those that ended before their handler was done.
 #[derive(Clone, Debug, Default)]
-pub struct Cancelled(Arc<AtomicUsize>);
+pub struct Counts(Arc<[AtomicUsize; 2]>);
 
-impl Cancelled {
-    pub fn count(&self) -> usize {
-        self.0.load(Ordering::SeqCst)
+impl Counts {
+    pub fn begun(&self) -> usize {
+        self.0[0].load(Ordering::SeqCst)
+    }
+
+    pub fn cancelled(&self) -> usize {
+        self.0[1].load(Ordering::SeqCst)
     }
 }
 
 /// Counts itself as cancelled unless it was told of a good end.
 struct Handling {
-    cancelled: Cancelled,
+    counts: Counts,
     done: bool,
+}
+
+impl Handling {
+    fn begun(&self) {
+        self.counts.0[0].fetch_add(1, Ordering::SeqCst);
+    }
 }
 
 impl Drop for Handling {
     fn drop(&mut self) {
         if !self.done {
-            self.cancelled.0.fetch_add(1, Ordering::SeqCst);
+            self.counts.0[1].fetch_add(1, Ordering::SeqCst);
         }
     }
 }
 
 #[derive(Clone)]
 struct TestService {
-    cancelled: Cancelled,
+    counts: Counts,
 }
 
 impl NamedService for TestService {
@@ -73,7 +83,7 @@ impl Service<http::Request<Body>> for TestService {
     }
 
     fn call(&mut self, request: http::Request<Body>) -> Self::Future {
-        let handling = Handling { cancelled: self.cancelled.clone(), done: false };
+        let handling = Handling { counts: self.counts.clone(), done: false };
         Box::pin(async move {
             let asked = request.headers().clone();
             let method = request.uri().path().rsplit('/').next().unwrap_or_default().to_owned();
@@ -94,11 +104,11 @@ async fn dispatch(method: &str, request: http::Request<Body>, mut handling: Hand
             Grpc::new(ProstCodec::default()).unary(service_fn(unary), request).await
         }
         "StreamingInputCall" => {
-            let answer =
-                service_fn(async |request: Request<Streaming<StreamingInputRequest>>| aggregate(request).await);
-            let answer = Grpc::new(ProstCodec::default()).client_streaming(answer, request).await;
-            handling.done = true;
-            answer
+            let mut handling = Some(handling);
+            let answer = service_fn(move |request: Request<Streaming<StreamingInputRequest>>| {
+                aggregate(request.into_inner(), handling.take())
+            });
+            Grpc::new(ProstCodec::default()).client_streaming(answer, request).await
         }
         "StreamingOutputCall" => {
             handling.done = true;
@@ -111,11 +121,7 @@ async fn dispatch(method: &str, request: http::Request<Body>, mut handling: Hand
         "FullDuplexCall" => {
             let mut handling = Some(handling);
             let answer = service_fn(move |request: Request<Streaming<StreamingOutputRequest>>| {
-                let handling = handling.take();
-                async move {
-                    let outputs: Outputs = Box::pin(full_duplex(request.into_inner(), handling));
-                    Ok(Response::new(outputs))
-                }
+                full_duplex(request.into_inner(), handling.take())
             });
             Grpc::new(ProstCodec::default()).streaming(answer, request).await
         }
@@ -140,13 +146,17 @@ async fn unary(request: Request<SimpleRequest>) -> Result<Response<SimpleRespons
 }
 
 async fn aggregate(
-    request: Request<Streaming<StreamingInputRequest>>,
+    mut requests: Streaming<StreamingInputRequest>,
+    mut handling: Option<Handling>,
 ) -> Result<Response<StreamingInputResponse>, Status> {
-    let mut stream = request.into_inner();
     let mut size = 0;
-    while let Some(input) = stream.message().await? {
+    while let Some(input) = requests.message().await? {
+        if size == 0 {
+            handling.iter().for_each(Handling::begun);
+        }
         size += input.payload.map_or(0, |payload| payload.body.len() as i32);
     }
+    handling.iter_mut().for_each(|handling| handling.done = true);
     Ok(Response::new(StreamingInputResponse { aggregated_payload_size: size }))
 }
 
@@ -161,25 +171,30 @@ fn outputs(request: StreamingOutputRequest) -> impl Stream<Item = Result<Streami
     }))
 }
 
-fn full_duplex(
-    requests: Streaming<StreamingOutputRequest>,
+/// Answers once there is a first message, as most servers do.
+async fn full_duplex(
+    mut requests: Streaming<StreamingOutputRequest>,
     handling: Option<Handling>,
-) -> impl Stream<Item = Result<StreamingOutputResponse, Status>> + Send {
-    // The end of the client's messages is the only good one.
-    let requests = stream::unfold((requests, handling), |(mut requests, mut handling)| async move {
-        match requests.message().await {
-            Ok(Some(request)) => Some((Ok(request), (requests, handling))),
+) -> Result<Response<Outputs>, Status> {
+    let first = requests.message().await.transpose();
+    let ended = first.is_none();
+    handling.iter().for_each(Handling::begun);
+    let more = stream::unfold((requests, handling, ended), |(mut requests, mut handling, ended)| async move {
+        match if ended { Ok(None) } else { requests.message().await } {
+            Ok(Some(request)) => Some((Ok(request), (requests, handling, false))),
+            // The end of the client's messages is the only good one.
             Ok(None) => {
                 handling.iter_mut().for_each(|handling| handling.done = true);
                 None
             }
-            Err(status) => Some((Err(status), (requests, handling))),
+            Err(status) => Some((Err(status), (requests, None, true))),
         }
     });
-    requests.flat_map(|request| match request {
+    let outputs = stream::iter(first).chain(more).flat_map(|request| match request {
         Ok(request) => outputs(request).left_stream(),
         Err(status) => stream::iter([Err(status)]).right_stream(),
-    })
+    });
+    Ok(Response::new(Box::pin(outputs)))
 }
 
 /// Sends back what the cases ask for: one field before, one after the messages; and tells the deadline.
