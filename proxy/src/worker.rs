@@ -14,6 +14,7 @@ use crate::path::{Phase, Worker, inbound, outbound};
 use crate::stage::accept;
 use crate::stage::balance::Balancer;
 use crate::stage::connect::{Identity, Upstreams};
+use crate::stage::detect::ServerFirst;
 use crate::stage::rate_limit::Limiter;
 use crate::stage::route::MeshView;
 use crate::telemetry::Telemetry;
@@ -62,6 +63,7 @@ async fn serve(parts: Parts, mut stop: watch::Receiver<bool>) -> std::io::Result
         limiter: parts.limiter,
         phase: parts.phase,
         upstreams: Rc::new(Upstreams::new(parts.mark)),
+        server_first: ServerFirst::default(),
         balancer: Balancer::default(),
         telemetry: parts.telemetry.worker(),
         own_ports: parts.own_ports,
