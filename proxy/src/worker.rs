@@ -12,7 +12,7 @@ use tokio::task::{LocalSet, spawn_local};
 
 use crate::path::{Phase, Worker, inbound, outbound};
 use crate::stage::accept;
-use crate::stage::balance::Balancer;
+use crate::stage::balance::{Balancer, Circuits};
 use crate::stage::connect::{Identity, Upstreams};
 use crate::stage::rate_limit::Limiter;
 use crate::stage::route::MeshView;
@@ -38,6 +38,10 @@ pub(crate) struct Parts {
     pub(crate) own_ports: [u16; 3],
     pub(crate) mark: Option<u32>,
     pub(crate) open: Arc<AtomicUsize>,
+    /// What all workers together have under way.
+    pub(crate) circuits: Arc<Circuits>,
+    /// How many there are.
+    pub(crate) workers: usize,
 }
 
 /// Runs until `stop` turns true.
@@ -62,7 +66,7 @@ async fn serve(parts: Parts, mut stop: watch::Receiver<bool>) -> std::io::Result
         limiter: parts.limiter,
         phase: parts.phase,
         upstreams: Rc::new(Upstreams::new(parts.mark)),
-        balancer: Balancer::default(),
+        balancer: Balancer::new(parts.circuits, parts.workers),
         telemetry: parts.telemetry.worker(),
         own_ports: parts.own_ports,
         local: accept::LocalAddresses::default(),
@@ -99,9 +103,6 @@ async fn sweep(worker: Rc<Worker>) {
             changed = changes.changed() => if changed.is_err() { return },
         }
         let view = worker.view();
-        // The application beside us is no endpoint of the model, and stays.
-        let keep = |endpoint: &weft_api::workload::Endpoint| endpoint.workload.is_empty() || view.names(endpoint);
-        worker.upstreams.sweep(keep);
-        worker.balancer.retain(keep);
+        worker.balancer.sweep(|name| view.service(name).cloned(), |endpoint| view.names(endpoint));
     }
 }

@@ -1,5 +1,6 @@
 //! How a connection travels. READ FIRST: [`inbound`] (network to application), [`outbound`] (application to network),
 //! [`http`] and [`send`], the per-request stack that both share.
+mod attempt;
 pub mod http;
 pub mod inbound;
 pub mod outbound;

@@ -4,22 +4,23 @@
 //! is reached by mTLS as the identity that the control plane named, or not at all; what is outside passes as it is.
 use std::net::SocketAddr;
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
 use http::{Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
-use weft_api::workload::{Endpoint, ProtocolHint};
+use weft_api::workload::ProtocolHint;
 
+use super::attempt::SendPolicy;
 use super::http::{RequestEnds, host_of, leave, serve};
 use super::record::{Ending, Record, ResponseBody};
 use super::respond::{self, Answer};
 use super::send::{Forwarding, forward};
 use super::{Closing, Worker, own_party, until};
 use crate::stage::accept::{self, OriginalDst};
-use crate::stage::balance::Chosen;
+use crate::stage::balance::{Chosen, Destination, Full, Open, Tried};
 use crate::stage::connect::{ConnectError, HttpVersion};
 use crate::stage::detect::{self, Detected, STALL};
 use crate::stage::forward as carry;
@@ -27,7 +28,7 @@ use crate::stage::policy::Permit;
 use crate::stage::route::Route;
 use crate::stage::tls::{Carries, Lifetime};
 use crate::stage::transport::{Stream, Transport};
-use crate::telemetry::{ConnectionEvent, Direction, Ends, Kind, Party, Protocol, Refusal};
+use crate::telemetry::{ConnectionEvent, Direction, Ends, Kind, Party, Protocol, Refusal, TrafficEvent};
 
 /// How long an application may be silent before its connection is opened to the server all the way, so that a server
 /// that speaks first is heard. Clients that speak first do so well within it.
@@ -70,6 +71,15 @@ pub async fn handle(worker: Rc<Worker>, stream: TcpStream, peer: SocketAddr) {
     }
 }
 
+/// What is to be called. Of a connection that is older than the configuration it may be gone: then nobody is there.
+fn destination_of(worker: &Worker, route: &Route) -> Rc<Destination> {
+    match route {
+        Route::Service { service, port } => worker.balancer.service(service, *port),
+        Route::Workload { endpoint, .. } => worker.balancer.address(endpoint),
+        Route::Outside | Route::NoSuchPort => worker.balancer.nowhere(),
+    }
+}
+
 fn refused(worker: &Worker, reason: &'static str, peer: SocketAddr) {
     let refusal =
         Refusal { direction: Direction::Outbound, reason, detail: None, peer_identity: None, peer_address: Some(peer) };
@@ -89,7 +99,8 @@ struct Connection {
 struct Opened {
     stream: Stream,
     lifetime: Lifetime,
-    chosen: Option<Chosen>,
+    /// The endpoint, and its place among the connections; both are free again when the stream ends.
+    held: Option<(Chosen, Open)>,
 }
 
 impl Connection {
@@ -100,7 +111,7 @@ impl Connection {
         let server = server.map(|tcp| Opened {
             stream: Transport::Plain(tcp).rewind(BytesMut::new()),
             lifetime: Lifetime::unbounded(),
-            chosen: None,
+            held: None,
         });
         self.bytes(Transport::Plain(stream).rewind(BytesMut::new()), server).await;
     }
@@ -164,8 +175,8 @@ impl Connection {
             Err(_) => caller.into_parts().1.reset(),
             // The connection that was opened meanwhile serves the first request.
             Ok(Some(Detected::Http1)) => {
-                if let Some(Opened { stream, lifetime, chosen: Some(chosen) }) = opened {
-                    let _ = self.worker.upstreams.adopt(&chosen.endpoint, stream, lifetime).await;
+                if let Some(Opened { stream, lifetime, held: Some((chosen, open)) }) = opened {
+                    let _ = self.worker.upstreams.adopt(&chosen.target, stream, lifetime, open).await;
                 }
                 self.http(caller, HttpVersion::Http1).await;
             }
@@ -183,21 +194,35 @@ impl Connection {
     /// Opens a connection for bytes to one endpoint after another until one is reached.
     async fn open(&self, route: &Route, carries: Carries) -> Result<Opened, ConnectError> {
         let worker = &self.worker;
-        let identity = worker.identity();
-        let mut tried = Vec::new();
+        let destination = destination_of(worker, route);
+        let Some(room) = destination.connection() else {
+            self.count(TrafficEvent::Shed(Full::Connections.label()));
+            return Err(ConnectError::Full(Full::Connections));
+        };
+        let (identity, patience) = (worker.identity(), destination.traffic().connect_timeout);
+        let mut tried = Tried::default();
         let mut last = None;
-        while let Some(chosen) = worker.balancer.choose(route.endpoints(), &tried) {
-            match worker.upstreams.stream(&chosen.endpoint, carries, &identity).await {
-                Ok((stream, lifetime)) => {
-                    chosen.succeeded();
-                    return Ok(Opened { stream, lifetime, chosen: Some(chosen) });
-                }
+        while let Some(mut chosen) = destination.choose(&tried, Instant::now()) {
+            let opening = Instant::now();
+            let opened = worker.upstreams.stream(&chosen.target.endpoint, carries, &identity, patience).await;
+            let now = Instant::now();
+            let ejection = match &opened {
+                Ok(_) => chosen.succeeded(now, now - opening),
+                Err(_) => chosen.unreachable(now),
+            };
+            if let Some(ejection) = ejection {
+                self.count(TrafficEvent::Ejected(ejection.reason.as_str()));
+            }
+            match opened {
+                Ok((stream, lifetime)) => return Ok(Opened { stream, lifetime, held: Some((chosen, room)) }),
                 Err(error) => {
                     tracing::debug!(%error, "endpoint not reached");
-                    chosen.failed();
-                    tried.push(chosen.endpoint.clone());
+                    tried.add(&chosen.target);
                     last = Some(error);
                 }
+            }
+            if tried.is_full() {
+                break;
             }
         }
         Err(last.unwrap_or_else(|| {
@@ -206,18 +231,22 @@ impl Connection {
         }))
     }
 
+    fn count(&self, event: TrafficEvent) {
+        self.worker.telemetry.traffic(event, &self.ends.destination);
+    }
+
     /// Carries bytes both ways. The permit is the destination's to give: its sidecar judges before it forwards.
     async fn bytes(&self, caller: Stream, server: Result<Opened, ConnectError>) {
-        let chosen = server.as_ref().ok().and_then(|opened| opened.chosen.as_ref());
-        let tls = chosen.map_or(self.ends.tls, |chosen| chosen.endpoint.identity.is_some());
+        let held = server.as_ref().ok().and_then(|opened| opened.held.as_ref());
+        let tls = held.map_or(self.ends.tls, |(chosen, _)| chosen.target.endpoint.identity.is_some());
         let open = Rc::new(self.worker.telemetry.connection_opened(&Ends { tls, ..self.ends.clone() }));
-        let (outcome, endpoint) = match server {
+        let (outcome, target) = match server {
             Err(error) => {
                 tracing::debug!(%error, "destination not reached");
                 caller.into_parts().1.reset();
                 (Ending::Failed(error.label()), None)
             }
-            Ok(Opened { stream, lifetime, chosen }) => {
+            Ok(Opened { stream, lifetime, held }) => {
                 let (sent, received) = (Rc::clone(&open), Rc::clone(&open));
                 let permit = Permit::of_destination();
                 let carried =
@@ -226,13 +255,13 @@ impl Connection {
                     done = carried => if done.is_ok() { Ending::Forwarded } else { Ending::Failed("cut") },
                     () = until(lifetime.end) => Ending::Failed("certificate_expired"),
                 };
-                (ending, chosen.map(|chosen| chosen.endpoint.clone()))
+                (ending, held.map(|(chosen, _)| Rc::clone(&chosen.target)))
             }
         };
         let event = ConnectionEvent {
             outcome: outcome.as_outcome(),
-            peer_identity: endpoint.as_ref().and_then(|e| e.identity.as_ref()).map(|id| id.as_str()),
-            peer_address: Some(endpoint.as_ref().map_or(self.original.0, |e| e.address)),
+            peer_identity: target.as_ref().and_then(|to| to.endpoint.identity.as_ref()).map(|id| id.as_str()),
+            peer_address: Some(target.as_ref().map_or(self.original.0, |to| to.endpoint.address)),
         };
         if let Some(open) = Rc::into_inner(open) {
             open.finish(&event);
@@ -278,12 +307,12 @@ impl Connection {
             return leave(&self.closing, record.answer(answer.into_response(grpc)));
         }
         let view = self.worker.view();
-        let route = view.route(self.original);
-        let endpoints: &[Endpoint] = route.endpoints();
+        let destination = destination_of(&self.worker, &view.route(self.original));
         let to = Forwarding {
             worker: &self.worker,
             identity: &self.worker.identity(),
-            endpoints,
+            destination: &destination,
+            policy: SendPolicy::DEFAULT,
             path: None,
             closing: &self.closing,
             lifetime: Lifetime::unbounded(),

@@ -11,12 +11,12 @@ use http::uri::Uri;
 use http::{HeaderMap, HeaderValue, Method, Response};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
-use weft_api::workload::Endpoint;
+use tokio::time::Sleep;
 use weft_certs::SpiffeId;
 
 use super::Worker;
-use crate::stage::balance::Chosen;
-use crate::stage::connect::Sender;
+use crate::stage::balance::{Chosen, Target};
+use crate::stage::pool::Sender;
 use crate::telemetry::{ActiveSpan, Ends, Outcome, RequestEvent};
 
 /// How a request ended, owned.
@@ -58,6 +58,10 @@ pub(crate) struct Record {
     pub(crate) response_bytes: u64,
     pub(crate) ending: Ending,
     pub(crate) span: Option<ActiveSpan>,
+    /// How often it was sent again.
+    pub(crate) retries: u32,
+    /// The endpoint that was called last.
+    target: Option<Rc<Target>>,
     complete: bool,
 }
 
@@ -80,15 +84,16 @@ impl Record {
             response_bytes: 0,
             ending: Ending::Forwarded,
             span: None,
+            retries: 0,
+            target: None,
             complete: false,
         }
     }
 
     /// Notes the endpoint that is called. The connection that the request came on may be older than it.
-    pub(crate) fn goes_to(&mut self, endpoint: &Endpoint) {
-        self.peer_address = Some(endpoint.address);
-        self.peer_identity.clone_from(&endpoint.identity);
-        let tls = endpoint.identity.is_some();
+    pub(crate) fn goes_to(&mut self, target: &Rc<Target>) {
+        let tls = target.endpoint.identity.is_some();
+        self.target = Some(Rc::clone(target));
         if self.ends.tls != tls {
             self.ends = Rc::new(Ends { tls, ..(*self.ends).clone() });
         }
@@ -113,6 +118,10 @@ impl Record {
             Ending::Forwarded if !self.complete => Outcome::Cancelled,
             ending => ending.as_outcome(),
         };
+        let (peer_identity, peer_address) = match &self.target {
+            Some(target) => (&target.endpoint.identity, Some(target.endpoint.address)),
+            None => (&self.peer_identity, self.peer_address),
+        };
         let event = RequestEvent {
             ends: &self.ends,
             method: self.method.as_str(),
@@ -130,8 +139,9 @@ impl Record {
             request_bytes: self.request_bytes.get(),
             response_bytes: self.response_bytes,
             outcome,
-            peer_identity: self.peer_identity.as_ref().map(SpiffeId::as_str),
-            peer_address: self.peer_address,
+            retries: self.retries,
+            peer_identity: peer_identity.as_ref().map(SpiffeId::as_str),
+            peer_address,
         };
         self.worker.telemetry.request(&event, self.span.take());
     }
@@ -160,7 +170,41 @@ enum Source {
         inner: Incoming,
         /// Goes back to its pool when the answer was read to its end; on the way it counts as load.
         sender: Option<(Sender, Chosen)>,
+        /// Ends it when it brings nothing for long; made only where that is set.
+        idle: Option<Idle>,
     },
+}
+
+/// The time left for the next piece of a body.
+struct Idle {
+    patience: Duration,
+    timer: Pin<Box<Sleep>>,
+}
+
+impl Idle {
+    fn new(patience: Duration) -> Self {
+        Self { patience, timer: Box::pin(tokio::time::sleep(patience)) }
+    }
+
+    /// Ready when the time is over; a piece that came begins it anew.
+    fn poll(&mut self, cx: &mut Context<'_>, came: bool) -> Poll<()> {
+        if came {
+            self.timer.as_mut().reset(tokio::time::Instant::now() + self.patience);
+            return Poll::Pending;
+        }
+        self.timer.as_mut().poll(cx)
+    }
+}
+
+/// A body that does not come to its end.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum CutBody {
+    /// The connection broke.
+    #[error(transparent)]
+    Broken(#[from] hyper::Error),
+    /// Nothing came for too long.
+    #[error("the answer brought nothing for {0:?}")]
+    Idle(Duration),
 }
 
 impl ResponseBody {
@@ -168,8 +212,10 @@ impl ResponseBody {
         Self { source: Source::Local(Some(text).filter(|text| !text.is_empty())), record: None }
     }
 
-    pub(crate) fn upstream(inner: Incoming, sender: Sender, chosen: Chosen) -> Self {
-        let mut body = Self { source: Source::Upstream { inner, sender: Some((sender, chosen)) }, record: None };
+    /// `patience`: for how long it may bring nothing.
+    pub(crate) fn upstream(inner: Incoming, sender: Sender, chosen: Chosen, patience: Option<Duration>) -> Self {
+        let idle = patience.map(Idle::new);
+        let mut body = Self { source: Source::Upstream { inner, sender: Some((sender, chosen)), idle }, record: None };
         if body.is_end_stream() {
             body.finish();
         }
@@ -191,13 +237,20 @@ impl ResponseBody {
 
 impl Body for ResponseBody {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = CutBody;
 
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, CutBody>>> {
         let this = self.get_mut();
         let polled = match &mut this.source {
             Source::Local(text) => Poll::Ready(text.take().map(|text| Ok(Frame::data(text)))),
-            Source::Upstream { inner, .. } => Pin::new(inner).poll_frame(cx),
+            Source::Upstream { inner, idle, .. } => {
+                let polled = Pin::new(inner).poll_frame(cx).map_err(CutBody::Broken);
+                let over = |idle: &mut Idle| idle.poll(cx, polled.is_ready()).is_ready().then_some(idle.patience);
+                match idle.as_mut().and_then(over) {
+                    Some(patience) => Poll::Ready(Some(Err(CutBody::Idle(patience)))),
+                    None => polled,
+                }
+            }
         };
         match &polled {
             Poll::Ready(Some(Ok(frame))) => {
@@ -212,9 +265,12 @@ impl Body for ResponseBody {
                 }
             }
             Poll::Ready(None) => this.finish(),
-            Poll::Ready(Some(Err(_))) => {
+            Poll::Ready(Some(Err(cut))) => {
                 if let Some(record) = &mut this.record {
-                    record.ending = Ending::Failed("response_cut");
+                    record.ending = Ending::Failed(match cut {
+                        CutBody::Broken(_) => "response_cut",
+                        CutBody::Idle(_) => "idle_timeout",
+                    });
                 }
                 this.record = None;
             }

@@ -30,6 +30,16 @@ pub enum RequestBody {
     },
 }
 
+impl RequestBody {
+    /// The same body once more, where it is at hand whole.
+    pub fn copy(&self) -> Option<Self> {
+        match self {
+            Self::Empty => Some(Self::Empty),
+            Self::Incoming { .. } => None,
+        }
+    }
+}
+
 impl Body for RequestBody {
     type Data = Bytes;
     type Error = hyper::Error;

@@ -8,6 +8,7 @@ pub mod connect;
 pub mod detect;
 pub mod forward;
 pub mod policy;
+pub mod pool;
 pub mod rate_limit;
 pub mod route;
 pub mod tls;

@@ -15,9 +15,9 @@ pub struct MeshView {
     /// What the control plane told.
     pub config: WorkloadConfig,
     services: HashMap<IpAddr, Arc<Service>>,
+    /// Services that are not as the control plane told them.
+    ours: HashMap<NamespacedName, Arc<Service>>,
     workloads: HashMap<IpAddr, Arc<MeshedWorkload>>,
-    /// Addresses of the workload beside us.
-    own: Vec<IpAddr>,
 }
 
 /// Where a connection is going.
@@ -51,10 +51,15 @@ impl MeshView {
         let inbound = &config.inbound;
         let us = NamespacedName::new(&*inbound.namespace, &*inbound.workload);
         let own = config.meshed_workloads.get(&us).map(|workload| workload.addresses.clone()).unwrap_or_default();
+        let ours: HashMap<_, _> = config
+            .services
+            .iter()
+            .filter_map(|(name, service)| Some((name.clone(), beside_us(service, &own)?)))
+            .collect();
         let services = config
             .services
-            .values()
-            .map(|service| beside_us(service, &own))
+            .iter()
+            .map(|(name, service)| Arc::clone(ours.get(name).unwrap_or(service)))
             .flat_map(|service| {
                 service.addresses.clone().into_iter().map(move |address| (address, Arc::clone(&service)))
             })
@@ -64,7 +69,7 @@ impl MeshView {
             .values()
             .flat_map(|workload| workload.addresses.iter().map(|address| (*address, Arc::clone(workload))))
             .collect();
-        Self { config, services, workloads, own }
+        Self { config, services, ours, workloads }
     }
 
     /// Finds where `original` leads.
@@ -90,39 +95,34 @@ impl MeshView {
         }
     }
 
-    /// Whether `endpoint` is still what the control plane names at that address.
+    /// The Service of that name.
+    pub fn service(&self, name: &NamespacedName) -> Option<&Arc<Service>> {
+        self.ours.get(name).or_else(|| self.config.services.get(name))
+    }
+
+    /// Whether `endpoint` is still the workload that the control plane names at that address.
     pub fn names(&self, endpoint: &Endpoint) -> bool {
-        let by_service = || {
-            self.config
-                .services
-                .values()
-                .flat_map(|s| &s.ports)
-                .flat_map(|p| &p.endpoints)
-                .any(|known| known == endpoint)
-        };
-        let by_address = || {
-            self.workloads
-                .get(&endpoint.address.ip())
-                .is_some_and(|workload| Some(&workload.identity) == endpoint.identity.as_ref())
-        };
-        self.own.contains(&endpoint.address.ip()) || by_service() || by_address()
+        let workload = self.workloads.get(&endpoint.address.ip());
+        workload.is_some_and(|workload| Some(&workload.identity) == endpoint.identity.as_ref())
     }
 }
 
 /// A workload that calls its own Service may reach itself. What stays inside the pod is not redirected, so no sidecar
 /// would answer there: it goes to the application as it is, like all loopback traffic.
-fn beside_us(service: &Arc<Service>, own: &[IpAddr]) -> Arc<Service> {
+///
+/// `None`: it is nowhere beside us.
+fn beside_us(service: &Service, own: &[IpAddr]) -> Option<Arc<Service>> {
     let ours = |endpoint: &Endpoint| own.contains(&endpoint.address.ip());
     if !service.ports.iter().flat_map(|port| &port.endpoints).any(ours) {
-        return Arc::clone(service);
+        return None;
     }
-    let mut service = Service::clone(service);
+    let mut service = service.clone();
     for endpoint in service.ports.iter_mut().flat_map(|port| &mut port.endpoints) {
         if ours(endpoint) {
             endpoint.identity = None;
         }
     }
-    Arc::new(service)
+    Some(Arc::new(service))
 }
 
 impl Route {
@@ -167,7 +167,7 @@ impl Route {
 
 #[cfg(test)]
 mod tests {
-    use weft_api::workload::ServicePort;
+    use weft_api::workload::{ServicePort, Traffic};
 
     use super::*;
 
@@ -182,7 +182,12 @@ mod tests {
         let service = |identities: &[Option<_>]| {
             let endpoints = identities.iter().map(endpoint).collect();
             let ports = vec![ServicePort { port: 80, protocol: ProtocolHint::Detect, endpoints, routes: Vec::new() }];
-            let service = Service { name: NamespacedName::new("shop", "users"), addresses: Vec::new(), ports };
+            let service = Service {
+                name: NamespacedName::new("shop", "users"),
+                addresses: Vec::new(),
+                ports,
+                traffic: Traffic::DEFAULT,
+            };
             Route::Service { service: Arc::new(service), port: 0 }
         };
         for (route, secured) in [

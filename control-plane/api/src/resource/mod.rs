@@ -19,6 +19,7 @@ mod rate_limit_policy;
 mod schema;
 mod service;
 mod target;
+mod traffic;
 mod workload;
 mod yaml;
 
@@ -33,6 +34,7 @@ pub use protocol::PORT_PROTOCOLS_ANNOTATION;
 pub use rate_limit_policy::{Limit, MAX_BURST, MAX_REQUESTS, MAX_WINDOW, RateLimitPolicy};
 pub use service::{Service, ServicePort, TargetPort};
 pub use target::{Subject, Target};
+pub use traffic::traffic_annotations;
 pub use workload::{Workload, WorkloadPort};
 
 pub(crate) use yaml::parse_text;
