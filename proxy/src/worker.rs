@@ -14,6 +14,7 @@ use crate::path::{Phase, Worker, inbound, outbound};
 use crate::stage::accept;
 use crate::stage::balance::{Balancer, Circuits};
 use crate::stage::connect::{Identity, Upstreams};
+use crate::stage::detect::ServerFirst;
 use crate::stage::rate_limit::Limiter;
 use crate::stage::route::MeshView;
 use crate::telemetry::Telemetry;
@@ -66,6 +67,7 @@ async fn serve(parts: Parts, mut stop: watch::Receiver<bool>) -> std::io::Result
         limiter: parts.limiter,
         phase: parts.phase,
         upstreams: Rc::new(Upstreams::new(parts.mark)),
+        server_first: ServerFirst::default(),
         balancer: Balancer::new(parts.circuits, parts.workers),
         telemetry: parts.telemetry.worker(),
         own_ports: parts.own_ports,
@@ -103,6 +105,6 @@ async fn sweep(worker: Rc<Worker>) {
             changed = changes.changed() => if changed.is_err() { return },
         }
         let view = worker.view();
-        worker.balancer.sweep(|name| view.service(name).cloned(), |endpoint| view.names(endpoint));
+        worker.balancer.sweep(|name, family| view.service(name, family), |endpoint| view.names(endpoint));
     }
 }

@@ -344,12 +344,19 @@ fn unreachable(error: &ConnectError) -> Answer {
 }
 
 fn no_answer(error: &hyper::Error) -> Answer {
-    let label = if error.is_parse() { "bad_answer" } else { "no_answer" };
-    Answer::new(
-        StatusCode::BAD_GATEWAY,
-        label,
-        format!("the server ended the connection without a valid answer: {error}"),
-    )
+    let reset = reset_by_server(error);
+    let label = match reset {
+        Some(_) => "reset_by_server",
+        None if error.is_parse() => "bad_answer",
+        None => "no_answer",
+    };
+    let text = format!("the server ended the connection without a valid answer: {error}");
+    Answer { reset, ..Answer::new(StatusCode::BAD_GATEWAY, label, text) }
+}
+
+/// The code with which the server reset the request's stream, if that is what it did.
+fn reset_by_server(error: &hyper::Error) -> Option<h2::Reason> {
+    h2_error(error).and_then(|error| error.reason().filter(|_| error.is_reset() && error.is_remote()))
 }
 
 /// What `future` yields, or `None` when `limit` is over first. Without a limit there is no timer.

@@ -7,12 +7,13 @@ use std::time::Duration;
 use http::header::{CONNECTION, HOST, HeaderName};
 use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
+use hyper::ext::Protocol as Protocol8441;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 
 use super::record::ResponseBody;
-use super::respond::{self, Answer};
+use super::respond::{self, Answer, Reset};
 use super::{Closing, Phase, Worker, until};
 use crate::stage::body;
 use crate::stage::connect::{HttpVersion, LocalExecutor};
@@ -50,7 +51,13 @@ where
 {
     let service = service_fn(move |request| {
         let answer = handler(request);
-        async move { Ok::<_, std::convert::Infallible>(answer.await) }
+        async move {
+            let answer = answer.await;
+            match answer.extensions().get::<Reset>() {
+                Some(Reset(reason)) => Err(h2::Error::from(*reason)),
+                None => Ok(answer),
+            }
+        }
     });
     let io = TokioIo::new(stream);
     match version {
@@ -89,6 +96,7 @@ where
                 .keep_alive_interval(Duration::from_secs(20))
                 .keep_alive_timeout(Duration::from_secs(10))
                 .auto_date_header(false)
+                .enable_connect_protocol()
                 .serve_connection(io, service);
             tokio::pin!(connection);
             tokio::select! {
@@ -105,7 +113,7 @@ where
 }
 
 /// The connection shall take no more than what is under way: its certificate nears its end, or the sidecar stops.
-async fn told_to_leave(worker: &Worker, lifetime: Lifetime) {
+pub(crate) async fn told_to_leave(worker: &Worker, lifetime: Lifetime) {
     let mut phase = worker.phase.clone();
     tokio::select! {
         () = until(lifetime.drain) => {}
@@ -113,7 +121,7 @@ async fn told_to_leave(worker: &Worker, lifetime: Lifetime) {
     }
 }
 
-async fn idle_must_close(worker: &Worker, lifetime: Lifetime) {
+pub(crate) async fn idle_must_close(worker: &Worker, lifetime: Lifetime) {
     let mut phase = worker.phase.clone();
     let before_end = lifetime.end.checked_sub(Duration::from_millis(100)).unwrap_or(lifetime.end);
     tokio::select! {
@@ -176,6 +184,17 @@ pub(crate) fn host_of<B>(request: &Request<B>) -> Result<Option<HeaderValue>, An
 
 pub(crate) fn bad_request(label: &'static str, text: &str) -> Answer {
     Answer::new(StatusCode::BAD_REQUEST, label, format!("the request is ambiguous or malformed: {text}"))
+}
+
+/// Whether a request begins a WebSocket over HTTP/2 (RFC 8441). It is judged as the GET that it is over HTTP/1.
+pub(crate) fn begins_websocket<B>(request: &Request<B>) -> bool {
+    request.method() == Method::CONNECT
+        && request.extensions().get::<Protocol8441>().is_some_and(|protocol| protocol.as_str() == "websocket")
+}
+
+/// Whether a request is a CONNECT that is not carried: every one but a WebSocket's.
+pub(crate) fn is_tunnel<B>(request: &Request<B>) -> bool {
+    request.method() == Method::CONNECT && !begins_websocket(request)
 }
 
 /// Asks an HTTP/1 caller to leave when its connection is to end.

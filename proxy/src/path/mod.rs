@@ -19,6 +19,7 @@ use tokio::sync::watch;
 use crate::stage::accept::LocalAddresses;
 use crate::stage::balance::Balancer;
 use crate::stage::connect::{Identity, Upstreams};
+use crate::stage::detect::ServerFirst;
 use crate::stage::rate_limit::Limiter;
 use crate::stage::route::MeshView;
 use crate::telemetry::{Party, WorkerTelemetry};
@@ -46,6 +47,8 @@ pub struct Worker {
     pub phase: watch::Receiver<Phase>,
     /// Connections to other places.
     pub upstreams: Rc<Upstreams>,
+    /// Where servers speak first.
+    pub server_first: ServerFirst,
     /// Load by endpoint.
     pub balancer: Balancer,
     /// Metrics, traces and the access log.

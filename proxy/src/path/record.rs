@@ -7,6 +7,7 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use http::header::CONTENT_LENGTH;
 use http::uri::Uri;
 use http::{HeaderMap, HeaderValue, Method, Response};
 use http_body::{Body, Frame, SizeHint};
@@ -104,7 +105,12 @@ impl Record {
         self.status = response.status().as_u16();
         self.grpc_status = grpc_status_of(response.headers());
         self.answered = Some(Instant::now());
-        let (parts, mut body) = response.into_parts();
+        let (mut parts, mut body) = response.into_parts();
+        if self.method == Method::HEAD
+            && let Some(length) = body.withhold()
+        {
+            parts.headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
+        }
         if body.is_end_stream() {
             self.complete = true;
         } else {
@@ -210,6 +216,14 @@ pub(crate) enum CutBody {
 impl ResponseBody {
     pub(crate) fn local(text: Bytes) -> Self {
         Self { source: Source::Local(Some(text).filter(|text| !text.is_empty())), record: None }
+    }
+
+    /// Takes away a text of our own, and says how long it was: no answer to HEAD has a body.
+    fn withhold(&mut self) -> Option<usize> {
+        match &mut self.source {
+            Source::Local(text) => text.take().map(|text| text.len()),
+            Source::Upstream { .. } => None,
+        }
     }
 
     /// `patience`: for how long it may bring nothing.

@@ -19,11 +19,24 @@ pub(crate) struct Answer {
     /// One sentence for people.
     pub(crate) text: String,
     pub(crate) retry_after: Option<Duration>,
+    /// The server reset the stream: the caller's is reset alike, instead of an answer.
+    pub(crate) reset: Option<h2::Reason>,
+}
+
+/// In the extensions of a response: it is not to be sent, the stream is to be reset.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Reset(pub(crate) h2::Reason);
+
+/// Stands for an answer where there is none.
+pub(crate) fn reset(reason: h2::Reason) -> Response<ResponseBody> {
+    let mut response = Response::new(ResponseBody::local(Bytes::new()));
+    response.extensions_mut().insert(Reset(reason));
+    response
 }
 
 impl Answer {
     pub(crate) fn new(status: StatusCode, label: &'static str, text: impl Into<String>) -> Self {
-        Self { status, label, text: text.into(), retry_after: None }
+        Self { status, label, text: text.into(), retry_after: None, reset: None }
     }
 
     /// As an HTTP response, or for gRPC as a trailers-only one (status 200, `grpc-status`).

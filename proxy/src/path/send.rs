@@ -13,7 +13,7 @@ use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 
 use super::attempt::{SendPolicy, Sent, send};
-use super::http::{FORWARDED_CLIENT_CERT, leave};
+use super::http::{FORWARDED_CLIENT_CERT, begins_websocket, leave};
 use super::record::{Ending, Record, ResponseBody};
 use super::respond::{self, Answer};
 use super::{Closing, Worker};
@@ -88,7 +88,8 @@ pub(crate) async fn forward(
     let grpc = respond::is_grpc(request.headers());
     let version = if request.version() == Version::HTTP_2 { HttpVersion::Http2 } else { HttpVersion::Http1 };
     let upgrade = upgrade_of(request.headers(), request.version());
-    let caller_side = upgrade.is_some().then(|| hyper::upgrade::on(&mut request));
+    let switches = upgrade.is_some() || begins_websocket(&request);
+    let caller_side = switches.then(|| hyper::upgrade::on(&mut request));
     let mut outgoing =
         prepare(request, version, upgrade.as_ref(), to.path.clone(), &record.request_bytes, record.host.as_ref());
     if let Some(span) = &record.span {
@@ -139,7 +140,7 @@ fn prepare(
     }
     let body = match body.is_end_stream() {
         true => RequestBody::Empty,
-        false => RequestBody::Incoming { inner: body, count: Rc::clone(count) },
+        false => RequestBody::Incoming { inner: body, count: Rc::clone(count), gate: None },
     };
     Request::from_parts(parts, body)
 }
@@ -153,7 +154,7 @@ fn finish(
     mut record: Record,
 ) -> Response<ResponseBody> {
     let response = match (sent, caller_side) {
-        (Ok((response, sender, chosen)), Some(caller_side)) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
+        (Ok((response, sender, chosen)), Some(caller_side)) if has_switched(&response) => {
             return record.answer(switch(to, response, caller_side, sender, chosen));
         }
         (Ok((response, ..)), None) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
@@ -163,15 +164,31 @@ fn finish(
         }
         (Ok((mut response, sender, chosen)), _) => {
             strip_hop_by_hop(response.headers_mut());
+            // The version is of this connection, whatever the server speaks (RFC 9110 section 2.5).
+            if response.version() == Version::HTTP_10 {
+                *response.version_mut() = Version::HTTP_11;
+            }
             let patience = to.destination.traffic().idle_timeout;
             response.map(|body| ResponseBody::upstream(body, sender, chosen, patience))
         }
         (Err(answer), _) => {
             record.ending = Ending::Failed(answer.label);
-            answer.into_response(grpc)
+            match answer.reset {
+                // Dropped, the record reports that there was no answer.
+                Some(reason) => return respond::reset(reason),
+                None => answer.into_response(grpc),
+            }
         }
     };
     leave(to.closing, record.answer(response))
+}
+
+/// Whether the server took up what the request asked its connection to become: over HTTP/1 by 101, over HTTP/2 by 200.
+fn has_switched(response: &Response<Incoming>) -> bool {
+    match response.version() {
+        Version::HTTP_2 => response.status() == StatusCode::OK,
+        _ => response.status() == StatusCode::SWITCHING_PROTOCOLS,
+    }
 }
 
 /// The server switched protocols: both connections become byte streams, joined until both are done or the first of their

@@ -5,7 +5,7 @@
 //! endpoint is named. Endpoints that fail, or stand out against their siblings, are ejected for a while, never more than
 //! half of a destination's: when most are bad, passing over them helps nobody. Nothing here allocates for a request.
 use std::cell::{Cell, RefCell};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -45,10 +45,19 @@ pub struct Balancer {
     circuits: Arc<Circuits>,
     workers: u32,
     targets: RefCell<HashMap<Endpoint, Rc<Target>>>,
-    services: RefCell<HashMap<(NamespacedName, u16), Rc<Destination>>>,
+    services: RefCell<HashMap<(NamespacedName, u16, Option<Family>), Rc<Destination>>>,
     /// The same by the snapshot of the Service (which keeps its address from being another's) and the port.
-    known: RefCell<HashMap<(usize, u16), (Arc<Service>, Rc<Destination>)>>,
+    known: RefCell<HashMap<(usize, u16, Option<Family>), (Arc<Service>, Rc<Destination>)>>,
     addresses: RefCell<HashMap<Endpoint, Rc<Destination>>>,
+}
+
+/// The addresses by which a Service is reached, where that decides which of its endpoints are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Family {
+    /// IPv4.
+    V4,
+    /// IPv6.
+    V6,
 }
 
 /// A port of a Service, or one address: where requests go, and what is under way there.
@@ -101,6 +110,13 @@ pub struct Ejection {
     pub reason: Reason,
 }
 
+impl Family {
+    /// That of an address.
+    pub fn of(address: IpAddr) -> Self {
+        if address.is_ipv4() { Self::V4 } else { Self::V6 }
+    }
+}
+
 impl Balancer {
     /// Knows nothing yet. `circuits` is shared by all `workers`.
     pub fn new(circuits: Arc<Circuits>, workers: usize) -> Self {
@@ -114,14 +130,15 @@ impl Balancer {
         }
     }
 
-    /// The destination that port number `port` (an index) of `service` is.
-    pub fn service(&self, service: &Arc<Service>, port: usize) -> Rc<Destination> {
+    /// The destination that the port with the index `port` of `service` is. `family`: `service` is as it is reached by these
+    /// addresses, and not with all its endpoints.
+    pub fn service(&self, service: &Arc<Service>, port: usize, family: Option<Family>) -> Rc<Destination> {
         let number = service.ports[port].port;
-        let snapshot = (Arc::as_ptr(service).addr(), number);
+        let snapshot = (Arc::as_ptr(service).addr(), number, family);
         if let Some((_, known)) = self.known.borrow().get(&snapshot) {
             return Rc::clone(known);
         }
-        let destination = self.update(service, number);
+        let destination = self.update(service, number, family);
         self.known.borrow_mut().insert(snapshot, (Arc::clone(service), Rc::clone(&destination)));
         destination
     }
@@ -158,20 +175,24 @@ impl Balancer {
 
     /// Takes in what is new, and forgets what is gone: Services that `service` does not know, addresses that `names` does
     /// not know, and what nobody called for long. Connections to endpoints that are gone are closed once they are idle.
-    pub fn sweep(&self, service: impl Fn(&NamespacedName) -> Option<Arc<Service>>, names: impl Fn(&Endpoint) -> bool) {
+    pub fn sweep(
+        &self,
+        service: impl Fn(&NamespacedName, Option<Family>) -> Option<Arc<Service>>,
+        names: impl Fn(&Endpoint) -> bool,
+    ) {
         let now = Instant::now();
         let used = |destination: &Rc<Destination>| {
             Rc::strong_count(destination) > 1 || now.saturating_duration_since(destination.used.get()) < UNUSED
         };
         self.known.borrow_mut().clear();
         let stale: Vec<_> = self.services.borrow().keys().cloned().collect();
-        for (name, port) in stale {
-            let there = service(&name).filter(|service| service.ports.iter().any(|known| known.port == port));
+        for (name, port, family) in stale {
+            let there = service(&name, family).filter(|there| there.ports.iter().any(|known| known.port == port));
             match there {
-                Some(service) if self.services.borrow().get(&(name.clone(), port)).is_some_and(used) => {
-                    self.update(&service, port);
+                Some(service) if self.services.borrow().get(&(name.clone(), port, family)).is_some_and(used) => {
+                    self.update(&service, port, family);
                 }
-                _ => drop(self.services.borrow_mut().remove(&(name, port))),
+                _ => drop(self.services.borrow_mut().remove(&(name, port, family))),
             }
         }
         self.addresses
@@ -181,10 +202,10 @@ impl Balancer {
         self.targets.borrow().values().for_each(|target| target.pool.sweep(now));
     }
 
-    fn update(&self, service: &Arc<Service>, number: u16) -> Rc<Destination> {
+    fn update(&self, service: &Arc<Service>, number: u16, family: Option<Family>) -> Rc<Destination> {
         let now = Instant::now();
         let mut services = self.services.borrow_mut();
-        let key = (service.name.clone(), number);
+        let key = (service.name.clone(), number, family);
         let (destination, new) = match services.get(&key) {
             Some(known) => (Rc::clone(known), true),
             None => {

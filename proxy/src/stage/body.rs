@@ -2,11 +2,13 @@
 use std::cell::Cell;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
+
+use super::expect::{Gate, Withheld};
 
 /// Most that hyper buffers of an HTTP/1 connection; bounds the header section (the default is 400 KiB).
 pub const HTTP1_BUFFER: usize = 64 * 1024;
@@ -27,6 +29,8 @@ pub enum RequestBody {
         inner: Incoming,
         /// Bytes so far.
         count: Rc<Cell<u64>>,
+        /// Shut while the server was not heard on whether it wants the body.
+        gate: Option<Box<Gate>>,
     },
 }
 
@@ -40,19 +44,36 @@ impl RequestBody {
     }
 }
 
+/// Why a request's body ends before its end.
+#[derive(Debug, thiserror::Error)]
+pub enum BodyError {
+    /// It stopped coming.
+    #[error(transparent)]
+    Incoming(#[from] hyper::Error),
+    /// It was never asked for.
+    #[error(transparent)]
+    Withheld(#[from] Withheld),
+}
+
 impl Body for RequestBody {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = BodyError;
 
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         match self.get_mut() {
             Self::Empty => Poll::Ready(None),
-            Self::Incoming { inner, count } => {
+            Self::Incoming { inner, count, gate } => {
+                if let Some(shut) = gate {
+                    if let Err(withheld) = ready!(shut.poll(cx)) {
+                        return Poll::Ready(Some(Err(withheld.into())));
+                    }
+                    *gate = None;
+                }
                 let polled = Pin::new(inner).poll_frame(cx);
                 if let Poll::Ready(Some(Ok(frame))) = &polled {
                     count.set(count.get() + frame.data_ref().map_or(0, |data| data.len() as u64));
                 }
-                polled
+                polled.map_err(BodyError::from)
             }
         }
     }

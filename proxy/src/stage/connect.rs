@@ -22,6 +22,7 @@ use super::body::RequestBody;
 use super::pool::{STREAMS_AT_FIRST, Sender};
 use super::tls::{self, Carries, HandshakeError, Lifetime};
 use super::transport::{Stream, Transport};
+use super::tunnel::Tunnel;
 
 /// An idle connection is probed after so long, and is dead when three probes have no answer.
 const KEEPALIVE: Duration = Duration::from_secs(10);
@@ -97,6 +98,14 @@ pub struct Upstreams {
     configs: RefCell<TlsConfigs>,
 }
 
+/// What carries a byte stream to an endpoint.
+pub enum Carrier {
+    /// A plaintext connection of its own.
+    Own(Stream),
+    /// A place in an mTLS connection.
+    Framed(Tunnel),
+}
+
 #[derive(Default)]
 struct TlsConfigs {
     made_for: Option<Arc<Identity>>,
@@ -118,16 +127,26 @@ impl Upstreams {
         dial(address, self.mark, patience).await.map_err(|error| ConnectError::Tcp(address, error))
     }
 
-    /// A connection to `endpoint` for a byte stream, secured if it has an identity.
+    /// Opens a byte stream to `target`, secured if it has an identity: on a connection that was kept, or a new one.
     pub async fn stream(
         &self,
-        endpoint: &Endpoint,
-        carries: Carries,
+        target: &Target,
+        undecided: bool,
         identity: &Arc<Identity>,
         patience: Duration,
-    ) -> Result<(Stream, Lifetime), ConnectError> {
-        let (transport, lifetime) = self.transport(endpoint, carries, identity, patience).await?;
-        Ok((transport.rewind(Default::default()), lifetime))
+    ) -> Result<(Carrier, Lifetime), ConnectError> {
+        if let Some((mut tunnel, lifetime)) = target.pool.tunnels.take() {
+            tunnel.open(undecided);
+            return Ok((Carrier::Framed(tunnel), lifetime));
+        }
+        let endpoint = &target.endpoint;
+        let (transport, lifetime) = self.transport(endpoint, Carries::Streams, identity, patience).await?;
+        if let Transport::Plain(_) = transport {
+            return Ok((Carrier::Own(transport.rewind(Default::default())), lifetime));
+        }
+        let mut tunnel = Tunnel::new(transport, endpoint.address.port());
+        tunnel.open(undecided);
+        Ok((Carrier::Framed(tunnel), lifetime))
     }
 
     async fn transport(
@@ -173,20 +192,6 @@ impl Upstreams {
             )
         };
         Arc::clone(configs.by_server.entry((server.clone(), carries)).or_insert_with(make))
-    }
-
-    /// Takes a stream that turned out to carry HTTP/1 into use, as [`Self::http`] would have made it.
-    pub async fn adopt(
-        &self,
-        target: &Target,
-        stream: Stream,
-        lifetime: Lifetime,
-        open: Open,
-    ) -> Result<(), ConnectError> {
-        let connections = Rc::clone(open.connections());
-        let sender = start_http1(target.endpoint.address, stream, lifetime, open).await?;
-        target.pool.lease(sender, lifetime, &connections).give_back();
-        Ok(())
     }
 
     /// A connection that is ready for a request: kept from before, or new if `destination` has room for one more.
@@ -265,6 +270,19 @@ impl Upstreams {
             let most = Rc::new(Cell::new(target.pool.streams_at_first()));
             let sender = start_http2(endpoint.address, stream, lifetime, open, Rc::clone(&most)).await?;
             return Ok(target.pool.add(sender, lifetime, most, connections));
+        }
+    }
+}
+
+impl Carrier {
+    /// Waits until the server speaks or ends its side (`true`), or refuses the stream (`false`). Takes no byte. Cancel-safe.
+    ///
+    /// # Errors
+    /// The connection broke.
+    pub async fn first(&mut self) -> io::Result<bool> {
+        match self {
+            Self::Own(stream) => stream.get_ref().tcp().peek(&mut [0]).await.map(|_| true),
+            Self::Framed(tunnel) => tunnel.first().await,
         }
     }
 }

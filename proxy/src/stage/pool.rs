@@ -13,7 +13,9 @@ use hyper::client::conn::{TrySendError, http1, http2};
 use super::balance::Connections;
 use super::body::RequestBody;
 use super::connect::HttpVersion;
+use super::expect::Expectation;
 use super::tls::Lifetime;
+use super::tunnels::Tunnels;
 
 /// An idle connection is closed by us before the other side would close it.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
@@ -28,6 +30,8 @@ pub(super) const STREAMS_AT_FIRST: usize = 100;
 pub struct Pool {
     idle: RefCell<Vec<Idle>>,
     shared: RefCell<Vec<Rc<Shared>>>,
+    /// Kept for the next byte stream.
+    pub tunnels: Tunnels,
     /// Held while an HTTP/2 connection is being made, so that those who wait share it.
     pub(super) making: tokio::sync::Mutex<()>,
     /// Streams that the endpoint took on a connection the last time that it said so.
@@ -76,6 +80,7 @@ impl Pool {
                     sender,
                     lifetime,
                     reused: true,
+                    expectation: None,
                     connections,
                 }));
             }
@@ -126,7 +131,7 @@ impl Pool {
         connections: &Rc<Connections>,
     ) -> Sender {
         let connections = Rc::clone(connections);
-        Sender::Http1(Lease { pool: Rc::clone(self), sender, lifetime, reused: false, connections })
+        Sender::Http1(Lease { pool: Rc::clone(self), sender, lifetime, reused: false, expectation: None, connections })
     }
 
     fn keep(&self, idle: Idle) {
@@ -141,10 +146,12 @@ impl Pool {
     pub(super) fn close(&self) {
         self.idle.borrow_mut().clear();
         self.shared.borrow_mut().clear();
+        self.tunnels.close();
     }
 
     /// Closes what was idle too long or is to be retired.
     pub(super) fn sweep(&self, now: Instant) {
+        self.tunnels.sweep(now);
         self.idle.borrow_mut().retain(|idle| idle.usable(now));
         self.shared.borrow_mut().retain(|shared| {
             let unused = shared.active.get() == 0 && now.duration_since(shared.idle_since.get()) >= IDLE_TIMEOUT;
@@ -179,6 +186,7 @@ pub struct Lease {
     sender: http1::SendRequest<RequestBody>,
     lifetime: Lifetime,
     reused: bool,
+    expectation: Option<Expectation>,
     connections: Rc<Connections>,
 }
 
@@ -204,10 +212,13 @@ impl Sender {
     /// Sends a request; a request of which no byte was sent comes back with the error.
     pub async fn send(
         &mut self,
-        request: Request<RequestBody>,
+        mut request: Request<RequestBody>,
     ) -> Result<Response<Incoming>, TrySendError<Request<RequestBody>>> {
         match self {
-            Self::Http1(lease) => lease.sender.try_send_request(request).await,
+            Self::Http1(lease) => {
+                lease.expectation = Expectation::of(&mut request);
+                lease.sender.try_send_request(request).await
+            }
             Self::Http2(lease) => lease.sender.try_send_request(request).await,
         }
     }
@@ -237,8 +248,9 @@ impl Sender {
 
     /// Gives the connection back once its answer was read to the end.
     pub fn give_back(self) {
-        let Self::Http1(Lease { pool, mut sender, lifetime, connections, .. }) = self else { return };
-        if sender.is_closed() {
+        let Self::Http1(Lease { pool, mut sender, lifetime, expectation, connections, .. }) = self else { return };
+        let given_up = expectation.is_some_and(Expectation::give_up);
+        if given_up || sender.is_closed() {
             return;
         }
         let now = Instant::now();

@@ -10,12 +10,16 @@ mod crd;
 mod document;
 mod endpoint_slice;
 mod error;
+mod grpc_route;
+mod http_route;
 mod metadata;
 mod name;
 mod namespace;
 pub(crate) mod node;
 mod protocol;
 mod rate_limit_policy;
+mod reference_grant;
+mod route;
 mod schema;
 mod service;
 mod target;
@@ -32,6 +36,8 @@ pub use metadata::{DEFAULT_NAMESPACE, Metadata};
 pub use namespace::{DEFAULT_POLICY_ANNOTATION, Namespace};
 pub use protocol::PORT_PROTOCOLS_ANNOTATION;
 pub use rate_limit_policy::{Limit, MAX_BURST, MAX_REQUESTS, MAX_WINDOW, RateLimitPolicy};
+pub use reference_grant::{GrantFrom, GrantTo, ReferenceGrant};
+pub use route::{ParentRef, Route};
 pub use service::{Service, ServicePort, TargetPort};
 pub use target::{Subject, Target};
 pub use traffic::traffic_annotations;
@@ -41,6 +47,9 @@ pub(crate) use yaml::parse_text;
 
 /// `apiVersion` of Weft's own kinds.
 pub const API_VERSION: &str = "policy.weft.dev/v1alpha1";
+
+/// API group of the Gateway API.
+pub const GATEWAY_GROUP: &str = "gateway.networking.k8s.io";
 
 /// Whether `name` is a DNS label (RFC 1123): what a namespace, a Service or a rate limit may be called.
 pub fn is_dns_label(name: &str) -> bool {

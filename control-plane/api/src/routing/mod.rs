@@ -2,12 +2,22 @@
 //! with every backend resolved or refused. Pure.
 //!
 //! The control plane's `compile` makes [`Route`]s, [`crate::wire`] carries them, the proxy's `MeshView` puts those of one port
-//! into an order of precedence and asks it for each request.
+//! into an order of precedence ([`RouteTable`]) and asks it for each request.
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use crate::resource::NamespacedName;
+
+mod matching;
+mod pattern;
+mod query;
+mod table;
+#[cfg(test)]
+mod table_tests;
+
+pub use pattern::{BadPattern, MAX_REGEX_BYTES, Pattern};
+pub use table::{Found, RequestView, RouteTable};
 
 /// A route that is attached to a port of a Service.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -33,12 +43,22 @@ impl Route {
 }
 
 /// The kinds of routes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum RouteKind {
     /// `HTTPRoute`.
     Http,
     /// `GRPCRoute`: matches only requests that are gRPC's, and answers with gRPC statuses.
     Grpc,
+}
+
+impl RouteKind {
+    /// The kind's name in the Gateway API.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Http => "HTTPRoute",
+            Self::Grpc => "GRPCRoute",
+        }
+    }
 }
 
 /// What happens to the requests that one of the matches fits.

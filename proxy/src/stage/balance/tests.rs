@@ -26,7 +26,7 @@ fn balancer() -> Balancer {
 }
 
 fn destination(endpoints: u16) -> Rc<Destination> {
-    balancer().service(&service(endpoints, Traffic::DEFAULT), 0)
+    balancer().service(&service(endpoints, Traffic::DEFAULT), 0, None)
 }
 
 fn choose(to: &Rc<Destination>, now: Instant) -> Chosen {
@@ -185,12 +185,12 @@ fn an_endpoint_that_fails_every_other_time_is_passed_over() {
 fn a_new_endpoint_gets_its_share_little_by_little_and_those_that_were_there_keep_what_is_known_of_them() {
     let balancer = balancer();
     let mut now = Instant::now();
-    let to = balancer.service(&service(3, Traffic::DEFAULT), 0);
+    let to = balancer.service(&service(3, Traffic::DEFAULT), 0, None);
     run(&to, &mut now, 300, MS, |_| (true, 5 * MS));
     let known: Vec<*const Target> = to.members.borrow().iter().map(Rc::as_ptr).collect();
     // The clock of the balancer itself says when the fourth appeared.
     let appeared = Instant::now();
-    assert!(Rc::ptr_eq(&to, &balancer.service(&service(4, Traffic::DEFAULT), 0)));
+    assert!(Rc::ptr_eq(&to, &balancer.service(&service(4, Traffic::DEFAULT), 0, None)));
     assert_eq!(to.members.borrow()[..3].iter().map(Rc::as_ptr).collect::<Vec<_>>(), known);
     for (after, range) in [(0, 5..90), (5, 90..230), (10, 200..320)] {
         let mut now = appeared + Duration::from_secs(after);
@@ -204,16 +204,16 @@ fn a_new_endpoint_gets_its_share_little_by_little_and_those_that_were_there_keep
 #[test]
 fn what_is_ejected_stays_so_when_the_configuration_changes() {
     let balancer = balancer();
-    let to = balancer.service(&service(3, Traffic::DEFAULT), 0);
+    let to = balancer.service(&service(3, Traffic::DEFAULT), 0, None);
     let mut now = Instant::now();
     run(&to, &mut now, 100, Duration::ZERO, |port| (port != 8_001, 5 * MS));
     let newer = service(4, Traffic { max_requests: 7, ..Traffic::DEFAULT });
-    balancer.sweep(|_| Some(Arc::clone(&newer)), |_| true);
+    balancer.sweep(|_, _| Some(Arc::clone(&newer)), |_| true);
     assert_eq!(to.traffic().max_requests, 7);
     let got = run(&to, &mut now, 100, Duration::ZERO, |_| (true, 5 * MS));
     assert!(!got.contains_key(&8_001), "{got:?}");
     drop(to);
-    balancer.sweep(|_| None, |_| true);
+    balancer.sweep(|_, _| None, |_| true);
     assert!(balancer.targets.borrow().is_empty(), "nothing is kept of a Service that is gone");
 }
 
@@ -239,7 +239,7 @@ fn an_endpoint_that_was_tried_is_not_tried_again_and_nobody_is_asked_in_an_outag
 
 #[test]
 fn a_setting_of_nought_turns_ejection_off() {
-    let to = balancer().service(&service(3, Traffic { eject_after: 0, ..Traffic::DEFAULT }), 0);
+    let to = balancer().service(&service(3, Traffic { eject_after: 0, ..Traffic::DEFAULT }), 0, None);
     let mut now = Instant::now();
     let got = run(&to, &mut now, 300, 10 * MS, |port| (port != 8_001, 5 * MS));
     assert!(got[&8_001] > 50, "{got:?}");
