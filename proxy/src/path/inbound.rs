@@ -20,11 +20,12 @@ use weft_api::workload::Endpoint;
 use weft_certs::Peer;
 
 use super::http::{
-    FORWARDED_CLIENT_CERT, Forwarding, RequestEnds, bad_request, forward, host_of, idle_must_close, leave, serve,
-    told_to_leave,
+    FORWARDED_CLIENT_CERT, RequestEnds, bad_request, begins_websocket, host_of, idle_must_close, is_tunnel, leave,
+    serve, told_to_leave,
 };
 use super::record::{Ending, Record, ResponseBody};
 use super::respond::{self, Answer};
+use super::send::{Forwarding, forward};
 use super::{Closing, Worker, own_party, until};
 use crate::stage::accept::{self, Accepted, Refused};
 use crate::stage::connect::{HttpVersion, Identity};
@@ -337,9 +338,11 @@ impl Connection {
     ) -> Option<(Detected, Option<Stream>)> {
         let mut server = match self.worker.upstreams.tcp(self.target).await {
             Ok(server) => server,
-            // The caller's first bytes may still be HTTP, which deserves an answer.
+            // The caller's first bytes may still be HTTP, which deserves an answer. One that waits for the server to
+            // speak would wait for ever: it is told that nobody listens, as a byte stream is.
             Err(_) => {
-                return detect::first_bytes(stream, seen, Some(STALL)).await.ok().map(|detected| (detected, None));
+                let first = tokio::time::timeout(SILENCE, detect::first_bytes(stream, seen, Some(STALL))).await;
+                return first.unwrap_or(Ok(Detected::Opaque)).ok().map(|detected| (detected, None));
             }
         };
         let mut spoken = BytesMut::new();
@@ -513,11 +516,12 @@ impl Connection {
             record.ending = Ending::Failed(label);
             bad_request(label, text)
         };
-        if request.method() == Method::CONNECT {
+        if is_tunnel(request) {
             record.ending = Ending::Failed("connect");
             return Err(Answer::new(StatusCode::METHOD_NOT_ALLOWED, "connect", "CONNECT is not allowed here"));
         }
-        path::check_method(request.method().as_str()).map_err(|why| refuse(record, why.label(), "the method"))?;
+        let method = if begins_websocket(request) { &Method::GET } else { request.method() };
+        path::check_method(method.as_str()).map_err(|why| refuse(record, why.label(), "the method"))?;
         let sent = request.uri().path();
         let compared =
             path::normalize(sent).map_err(|why| refuse(record, why.label(), "the path has no single reading"))?;
@@ -531,8 +535,7 @@ impl Connection {
             true => host.into(),
             false => path::normalize_host(host).map_err(|why| refuse(record, why.label(), "the Host header"))?,
         };
-        let http =
-            HttpRequest { method: request.method().as_str(), path: &compared, host: &host, headers: request.headers() };
+        let http = HttpRequest { method: method.as_str(), path: &compared, host: &host, headers: request.headers() };
         let view = self.worker.view();
         let judged = policy::admit(&view.config.inbound.policy, &self.caller, self.target.port(), Some(http));
         self.count(&judged);

@@ -8,14 +8,16 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use bytes::BytesMut;
-use http::{Method, Request, Response, StatusCode};
+use http::{Request, Response, StatusCode};
 use hyper::body::Incoming;
 use tokio::net::TcpStream;
 use weft_api::workload::{Endpoint, ProtocolHint};
 
-use super::http::{Forwarding, RequestEnds, forward, host_of, leave, serve};
+use super::http::{RequestEnds, host_of, is_tunnel, leave, serve};
 use super::record::{Ending, Record, ResponseBody};
 use super::respond::{self, Answer};
+use super::routed::{self, Hop};
+use super::send::{Forwarding, forward};
 use super::{Closing, Worker, own_party, until};
 use crate::stage::accept::{self, OriginalDst};
 use crate::stage::balance::Chosen;
@@ -350,7 +352,7 @@ impl Connection {
         record.span = self.worker.telemetry.start_span(Kind::Client, request.headers());
         let refusal = match host {
             Err(answer) => Some(answer),
-            Ok(_) if request.method() == Method::CONNECT => {
+            Ok(_) if is_tunnel(&request) => {
                 Some(Answer::new(StatusCode::METHOD_NOT_ALLOWED, "connect", "CONNECT is not allowed here"))
             }
             Ok(_) => None,
@@ -361,6 +363,14 @@ impl Connection {
         }
         let view = self.worker.view();
         let route = view.route(self.original);
+        if let Route::Service { service, port } = &route
+            && let Some(routes) = view.routes(service, *port)
+        {
+            let port = service.ports[*port].port;
+            let hop = Hop { worker: &self.worker, view: &view, routes, port, closing: &self.closing };
+            // Boxed: what has no routes does not carry the room that these need.
+            return Box::pin(routed::request(hop, Permit::of_destination(), request, record)).await;
+        }
         let endpoints: &[Endpoint] = route.endpoints();
         let to = Forwarding {
             worker: &self.worker,

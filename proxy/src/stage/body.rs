@@ -2,11 +2,14 @@
 use std::cell::Cell;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
+
+use super::expect::{Gate, Withheld};
+use super::tee;
 
 /// Most that hyper buffers of an HTTP/1 connection; bounds the header section (the default is 400 KiB).
 pub const HTTP1_BUFFER: usize = 64 * 1024;
@@ -27,23 +30,67 @@ pub enum RequestBody {
         inner: Incoming,
         /// Bytes so far.
         count: Rc<Cell<u64>>,
+        /// Shut while the server was not heard on whether it wants the body.
+        gate: Option<Box<Gate>>,
     },
+    /// As it comes in, and once more should it be sent again.
+    Repeatable(tee::Reader),
+    /// A copy of what another request sends.
+    Copy(tee::Copy),
+}
+
+impl RequestBody {
+    /// `inner`, whose bytes are counted in `count`.
+    pub fn incoming(inner: Incoming, count: &Rc<Cell<u64>>) -> Self {
+        match inner.is_end_stream() {
+            true => Self::Empty,
+            false => Self::Incoming { inner, count: Rc::clone(count), gate: None },
+        }
+    }
+}
+
+/// Why a body ends before its end.
+#[derive(Debug, thiserror::Error)]
+pub enum BodyError {
+    /// It stopped coming.
+    #[error(transparent)]
+    Incoming(#[from] hyper::Error),
+    /// It was never asked for.
+    #[error(transparent)]
+    Withheld(#[from] Withheld),
+    /// The request is sent again: what is left of it belongs to the next attempt.
+    #[error("the request is being sent again")]
+    Superseded,
+    /// A mirror did not keep up, or the original was broken off.
+    #[error("the copy does not keep up with its original")]
+    CopyCut,
+    /// The time that the request may take is over.
+    #[error("the request took longer than it may")]
+    Deadline,
 }
 
 impl Body for RequestBody {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = BodyError;
 
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         match self.get_mut() {
             Self::Empty => Poll::Ready(None),
-            Self::Incoming { inner, count } => {
+            Self::Incoming { inner, count, gate } => {
+                if let Some(shut) = gate {
+                    if let Err(withheld) = ready!(shut.poll(cx)) {
+                        return Poll::Ready(Some(Err(withheld.into())));
+                    }
+                    *gate = None;
+                }
                 let polled = Pin::new(inner).poll_frame(cx);
                 if let Poll::Ready(Some(Ok(frame))) = &polled {
                     count.set(count.get() + frame.data_ref().map_or(0, |data| data.len() as u64));
                 }
-                polled
+                polled.map_err(BodyError::from)
             }
+            Self::Repeatable(body) => Pin::new(body).poll_frame(cx),
+            Self::Copy(body) => Pin::new(body).poll_frame(cx),
         }
     }
 
@@ -51,6 +98,8 @@ impl Body for RequestBody {
         match self {
             Self::Empty => true,
             Self::Incoming { inner, .. } => inner.is_end_stream(),
+            Self::Repeatable(body) => body.is_end_stream(),
+            Self::Copy(body) => body.is_end_stream(),
         }
     }
 
@@ -58,6 +107,8 @@ impl Body for RequestBody {
         match self {
             Self::Empty => SizeHint::with_exact(0),
             Self::Incoming { inner, .. } => inner.size_hint(),
+            Self::Repeatable(body) => body.size_hint(),
+            Self::Copy(body) => body.size_hint(),
         }
     }
 }

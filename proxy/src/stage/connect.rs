@@ -19,6 +19,7 @@ use weft_api::workload::Endpoint;
 use weft_certs::{ExpectedServer, SpiffeId, Svid};
 
 use super::body::RequestBody;
+use super::expect::Expectation;
 use super::tls::{self, Carries, HandshakeError, Lifetime};
 use super::transport::{Stream, Transport};
 use super::tunnel::Tunnel;
@@ -234,11 +235,19 @@ impl Upstreams {
                         sender: kept.sender,
                         lifetime: kept.lifetime,
                         reused: true,
+                        expectation: None,
                     }));
                 }
                 let (transport, lifetime) = self.transport(endpoint, Carries::Http1, identity).await?;
                 let sender = start_http1(endpoint.address, transport.rewind(Default::default()), lifetime).await?;
-                Ok(Sender::Http1(Lease { pool: Rc::clone(self), key, sender, lifetime, reused: false }))
+                Ok(Sender::Http1(Lease {
+                    pool: Rc::clone(self),
+                    key,
+                    sender,
+                    lifetime,
+                    reused: false,
+                    expectation: None,
+                }))
             }
             HttpVersion::Http2 => {
                 let slot = Rc::clone(self.shared.borrow_mut().entry(key).or_default());
@@ -327,16 +336,20 @@ pub struct Lease {
     sender: http1::SendRequest<RequestBody>,
     lifetime: Lifetime,
     reused: bool,
+    expectation: Option<Expectation>,
 }
 
 impl Sender {
     /// Sends a request; a request of which no byte was sent comes back with the error.
     pub async fn send(
         &mut self,
-        request: Request<RequestBody>,
+        mut request: Request<RequestBody>,
     ) -> Result<Response<Incoming>, TrySendError<Request<RequestBody>>> {
         match self {
-            Self::Http1(lease) => lease.sender.try_send_request(request).await,
+            Self::Http1(lease) => {
+                lease.expectation = Expectation::of(&mut request);
+                lease.sender.try_send_request(request).await
+            }
             Self::Http2(SharedLease(shared)) => shared.sender.try_send_request(request).await,
         }
     }
@@ -366,8 +379,9 @@ impl Sender {
 
     /// Gives the connection back once its answer was read to the end.
     pub fn give_back(self) {
-        let Self::Http1(Lease { pool, key, mut sender, lifetime, .. }) = self else { return };
-        if Instant::now() >= lifetime.retire || sender.is_closed() {
+        let Self::Http1(Lease { pool, key, mut sender, lifetime, expectation, .. }) = self else { return };
+        let given_up = expectation.is_some_and(Expectation::give_up);
+        if given_up || Instant::now() >= lifetime.retire || sender.is_closed() {
             return;
         }
         if sender.is_ready() {
