@@ -10,9 +10,14 @@ use weft_api::resource::{
     AuthorizationPolicy, DefaultPolicy, EndpointSlice, Namespace, NamespacedName, RateLimitPolicy, Resource, Service,
     Subject, Workload,
 };
+use weft_api::routing::RouteKind;
 use weft_certs::{SpiffeId, TrustDomain};
 
 use crate::source::{Event, Kind, ResourceKey};
+
+mod routes;
+
+pub use routes::{RouteKey, Routes};
 
 /// The mesh.
 #[derive(Clone, Debug)]
@@ -25,6 +30,7 @@ pub struct Model {
     workloads: BTreeMap<NamespacedName, Workload>,
     authorization_policies: BTreeMap<NamespacedName, Arc<AuthorizationPolicy>>,
     rate_limit_policies: BTreeMap<NamespacedName, RateLimitPolicy>,
+    routes: Routes,
     /// Policies that cannot be understood, and why.
     unreadable: BTreeMap<NamespacedName, String>,
     /// By Service, then by name.
@@ -65,6 +71,7 @@ impl Model {
             workloads: BTreeMap::new(),
             authorization_policies: BTreeMap::new(),
             rate_limit_policies: BTreeMap::new(),
+            routes: Routes::default(),
             unreadable: BTreeMap::new(),
             slices: BTreeMap::new(),
             service_accounts: BTreeSet::new(),
@@ -131,7 +138,10 @@ impl Model {
     fn insert(&mut self, resource: Resource) {
         match resource {
             Resource::Namespace(namespace) => drop(self.namespaces.insert(namespace.name.clone(), namespace)),
-            Resource::Service(service) => drop(self.services.insert(service.name.clone(), service)),
+            Resource::Service(service) => {
+                self.touch_routes_to(&service.name.namespace);
+                self.services.insert(service.name.clone(), service);
+            }
             Resource::Workload(workload) => {
                 self.remove_workload(&workload.name);
                 self.at.extend(workload.addresses.iter().map(|address| (*address, workload.name.clone())));
@@ -143,6 +153,11 @@ impl Model {
                 self.authorization_policies.insert(policy.name.clone(), Arc::new(policy));
             }
             Resource::RateLimitPolicy(policy) => drop(self.rate_limit_policies.insert(policy.name.clone(), policy)),
+            Resource::Route(route) => self.routes.put(route),
+            Resource::ReferenceGrant(grant) => {
+                self.touch_routes_to(&grant.name.namespace);
+                self.routes.put_grant(grant);
+            }
             Resource::Skipped(_) => {}
         }
     }
@@ -150,7 +165,10 @@ impl Model {
     fn remove(&mut self, ResourceKey { kind, name }: &ResourceKey) {
         match kind {
             Kind::Namespace => drop(self.namespaces.remove(&name.name)),
-            Kind::Service => drop(self.services.remove(name)),
+            Kind::Service => {
+                self.touch_routes_to(&name.namespace);
+                self.services.remove(name);
+            }
             Kind::Workload => {
                 self.remove_workload(name);
                 self.withdrawn.remove(name);
@@ -163,7 +181,18 @@ impl Model {
             Kind::ServiceAccount => drop(self.service_accounts.remove(name)),
             Kind::Pod => {}
             Kind::RateLimitPolicy => drop(self.rate_limit_policies.remove(name)),
+            Kind::HttpRoute => self.routes.remove(&(name.clone(), RouteKind::Http)),
+            Kind::GrpcRoute => self.routes.remove(&(name.clone(), RouteKind::Grpc)),
+            Kind::ReferenceGrant => {
+                self.touch_routes_to(&name.namespace);
+                self.routes.remove_grant(name);
+            }
         }
+    }
+
+    /// Where routes of other namespaces lead depends on the Services and grants of this one.
+    fn touch_routes_to(&mut self, namespace: &str) {
+        self.changed.extend(self.routes.referrers(namespace).map(str::to_owned));
     }
 
     fn remove_workload(&mut self, name: &NamespacedName) {
@@ -225,6 +254,7 @@ impl Model {
             + self.workloads.len()
             + self.authorization_policies.len()
             + self.rate_limit_policies.len()
+            + self.routes.len()
     }
 
     /// Whether there is no resource at all.
@@ -328,6 +358,11 @@ impl Model {
     /// The Service of that name.
     pub fn service(&self, name: &NamespacedName) -> Option<&Service> {
         self.services.get(name)
+    }
+
+    /// The routes of the Gateway API.
+    pub fn routes(&self) -> &Routes {
+        &self.routes
     }
 
     /// The namespace of that name.

@@ -127,7 +127,11 @@ fn show(config: &WorkloadConfig) -> Value {
                 (format!("{} {:?}", port.port, port.protocol), endpoints.into())
             })
             .collect();
-        (service.name.to_string(), json!({"addresses": service.addresses, "ports": ports}))
+        let mut shown = json!({"addresses": service.addresses, "ports": ports});
+        for port in service.ports.iter().filter(|port| !port.routes.is_empty()) {
+            shown["routes"][port.port.to_string()] = port.routes.iter().map(|route| json!(**route)).collect();
+        }
+        (service.name.to_string(), shown)
     });
     let meshed = config.meshed_workloads.values().map(|workload| {
         json!({

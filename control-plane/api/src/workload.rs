@@ -9,6 +9,7 @@ use weft_certs::SpiffeId;
 
 use crate::policy::PolicySet;
 use crate::resource::{NamespacedName, RateLimit};
+use crate::routing::Route;
 
 /// Everything one sidecar knows of the mesh.
 #[derive(Clone, Debug, PartialEq)]
@@ -76,6 +77,9 @@ pub struct ServicePort {
     pub protocol: ProtocolHint,
     /// Where it is served.
     pub endpoints: Vec<Endpoint>,
+    /// The routes that decide where its requests go instead, as seen from the workload that is told; none: they go to its
+    /// endpoints.
+    pub routes: Vec<Arc<Route>>,
 }
 
 /// One place where a service is served.

@@ -42,7 +42,12 @@ fn endpoint() -> impl Strategy<Value = Endpoint> {
 }
 fn services() -> impl Strategy<Value = BTreeMap<NamespacedName, Arc<Service>>> {
     let port = |port| {
-        (hint(), vec(endpoint(), 0..3)).prop_map(move |(protocol, endpoints)| ServicePort { port, protocol, endpoints })
+        (hint(), vec(endpoint(), 0..3)).prop_map(move |(protocol, endpoints)| ServicePort {
+            port,
+            protocol,
+            endpoints,
+            routes: Vec::new(),
+        })
     };
     let body = (vec(address(), 0..3), option::of(port(80)), option::of(port(81)));
     btree_map(name(), body, 0..5).prop_map(|services| {
@@ -153,6 +158,7 @@ fn full() -> proto::Update {
         port: 80,
         protocol: ProtocolHint::Http1,
         endpoints: vec![Endpoint { address: (address, 8080).into(), workload: "w".into(), identity: Some(id.clone()) }],
+        routes: Vec::new(),
     };
     let limit = RateLimit {
         policy: NamespacedName::new("a", "r"),

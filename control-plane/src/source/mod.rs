@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 
 use aws_lc_rs::digest;
 use serde::Serialize;
-use weft_api::resource::{EndpointSlice, NamespacedName, Resource};
+use weft_api::resource::{EndpointSlice, NamespacedName, Resource, Route};
+use weft_api::routing::RouteKind;
 use weft_certs::SpiffeId;
 
 pub mod denied;
@@ -60,6 +61,31 @@ pub enum Kind {
     ServiceAccount,
     /// Core `Pod`; what follows the source knows it as a Workload.
     Pod,
+    /// `HTTPRoute` of the Gateway API.
+    HttpRoute,
+    /// `GRPCRoute` of the Gateway API.
+    GrpcRoute,
+    /// `ReferenceGrant` of the Gateway API.
+    ReferenceGrant,
+}
+
+impl Kind {
+    /// The kind's name in its API.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Namespace => "Namespace",
+            Self::Service => "Service",
+            Self::Workload => "Workload",
+            Self::AuthorizationPolicy => "AuthorizationPolicy",
+            Self::RateLimitPolicy => "RateLimitPolicy",
+            Self::EndpointSlice => "EndpointSlice",
+            Self::ServiceAccount => "ServiceAccount",
+            Self::Pod => "Pod",
+            Self::HttpRoute => RouteKind::Http.as_str(),
+            Self::GrpcRoute => RouteKind::Grpc.as_str(),
+            Self::ReferenceGrant => "ReferenceGrant",
+        }
+    }
 }
 
 impl ResourceKey {
@@ -71,6 +97,9 @@ impl ResourceKey {
             Resource::Workload(_) => Kind::Workload,
             Resource::AuthorizationPolicy(_) => Kind::AuthorizationPolicy,
             Resource::RateLimitPolicy(_) => Kind::RateLimitPolicy,
+            Resource::Route(Route { kind: RouteKind::Http, .. }) => Kind::HttpRoute,
+            Resource::Route(Route { kind: RouteKind::Grpc, .. }) => Kind::GrpcRoute,
+            Resource::ReferenceGrant(_) => Kind::ReferenceGrant,
             Resource::Skipped(_) => return None,
         };
         Some(Self { kind, name: resource.name()? })
@@ -80,9 +109,9 @@ impl ResourceKey {
 impl std::fmt::Display for ResourceKey {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         if self.name.namespace.is_empty() {
-            write!(f, "{:?} {}", self.kind, self.name.name)
+            write!(f, "{} {}", self.kind.as_str(), self.name.name)
         } else {
-            write!(f, "{:?} {}", self.kind, self.name)
+            write!(f, "{} {}", self.kind.as_str(), self.name)
         }
     }
 }

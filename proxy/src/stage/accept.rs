@@ -144,6 +144,11 @@ pub fn reset_ref(stream: &TcpStream) {
     let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
 }
 
+/// Takes back [`reset_ref`].
+pub fn reset_no_more(stream: &TcpStream) {
+    let _ = SockRef::from(stream).set_linger(None);
+}
+
 /// An IPv4-mapped IPv6 address as IPv4.
 fn unmapped(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())

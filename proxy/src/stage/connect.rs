@@ -22,6 +22,8 @@ use super::body::RequestBody;
 use super::expect::Expectation;
 use super::tls::{self, Carries, HandshakeError, Lifetime};
 use super::transport::{Stream, Transport};
+use super::tunnel::Tunnel;
+use super::tunnels::Tunnels;
 
 /// Time for a TCP connection to be established.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
@@ -95,7 +97,17 @@ pub struct Upstreams {
     mark: Option<u32>,
     idle: RefCell<HashMap<Key, Vec<Idle>>>,
     shared: RefCell<HashMap<Key, SharedSlot>>,
+    /// Kept for the next byte stream.
+    pub tunnels: Tunnels,
     configs: RefCell<TlsConfigs>,
+}
+
+/// What carries a byte stream to an endpoint.
+pub enum Carrier {
+    /// A plaintext connection of its own.
+    Own(Stream),
+    /// A place in an mTLS connection.
+    Framed(Tunnel),
 }
 
 struct Idle {
@@ -131,7 +143,13 @@ struct TlsConfigs {
 impl Upstreams {
     /// No connections yet. `mark` is set on every socket where the redirect knows the proxy by its mark.
     pub fn new(mark: Option<u32>) -> Self {
-        Self { mark, idle: RefCell::default(), shared: RefCell::default(), configs: RefCell::default() }
+        Self {
+            mark,
+            idle: RefCell::default(),
+            shared: RefCell::default(),
+            tunnels: Tunnels::default(),
+            configs: RefCell::default(),
+        }
     }
 
     /// A TCP connection that the redirect lets pass.
@@ -139,15 +157,24 @@ impl Upstreams {
         dial(address, self.mark).await.map_err(|error| ConnectError::Tcp(address, error))
     }
 
-    /// A connection to `endpoint` for a byte stream, secured if it has an identity.
+    /// Opens a byte stream to `endpoint`, secured if it has an identity: on a connection that was kept, or a new one.
     pub async fn stream(
         &self,
         endpoint: &Endpoint,
-        carries: Carries,
+        undecided: bool,
         identity: &Arc<Identity>,
-    ) -> Result<(Stream, Lifetime), ConnectError> {
-        let (transport, lifetime) = self.transport(endpoint, carries, identity).await?;
-        Ok((transport.rewind(Default::default()), lifetime))
+    ) -> Result<(Carrier, Lifetime), ConnectError> {
+        if let Some((mut tunnel, lifetime)) = self.tunnels.take(endpoint) {
+            tunnel.open(undecided);
+            return Ok((Carrier::Framed(tunnel), lifetime));
+        }
+        let (transport, lifetime) = self.transport(endpoint, Carries::Streams, identity).await?;
+        if let Transport::Plain(_) = transport {
+            return Ok((Carrier::Own(transport.rewind(Default::default())), lifetime));
+        }
+        let mut tunnel = Tunnel::new(transport, endpoint.address.port());
+        tunnel.open(undecided);
+        Ok((Carrier::Framed(tunnel), lifetime))
     }
 
     async fn transport(
@@ -188,21 +215,6 @@ impl Upstreams {
             )
         };
         Arc::clone(configs.by_server.entry((server.clone(), carries)).or_insert_with(make))
-    }
-
-    /// Takes a stream that turned out to carry HTTP/1 into use, as [`Self::http`] would have made it.
-    pub async fn adopt(
-        self: &Rc<Self>,
-        endpoint: &Endpoint,
-        stream: Stream,
-        lifetime: Lifetime,
-    ) -> Result<(), ConnectError> {
-        let sender = start_http1(endpoint.address, stream, lifetime).await?;
-        self.keep(
-            Key { endpoint: endpoint.clone(), version: HttpVersion::Http1 },
-            Idle { sender, lifetime, since: Instant::now() },
-        );
-        Ok(())
     }
 
     /// A connection that is ready for a request: kept from before, or new. `fresh_only` passes over kept HTTP/1 ones.
@@ -283,6 +295,20 @@ impl Upstreams {
             Ok(slot) => slot.as_ref().is_some_and(|shared| shared.usable(now)) && keep(&key.endpoint),
             Err(_) => true,
         });
+        self.tunnels.sweep(keep);
+    }
+}
+
+impl Carrier {
+    /// Waits until the server speaks or ends its side (`true`), or refuses the stream (`false`). Takes no byte. Cancel-safe.
+    ///
+    /// # Errors
+    /// The connection broke.
+    pub async fn first(&mut self) -> io::Result<bool> {
+        match self {
+            Self::Own(stream) => stream.get_ref().tcp().peek(&mut [0]).await.map(|_| true),
+            Self::Framed(tunnel) => tunnel.first().await,
+        }
     }
 }
 

@@ -8,6 +8,7 @@ use weft_api::resource::NamespacedName;
 use weft_api::workload::{Endpoint, MeshedWorkload, ProtocolHint, Service, WorkloadConfig};
 
 use super::accept::OriginalDst;
+use super::routes::PortRoutes;
 
 /// A [`WorkloadConfig`] indexed by address.
 #[derive(Debug)]
@@ -18,6 +19,10 @@ pub struct MeshView {
     workloads: HashMap<IpAddr, Arc<MeshedWorkload>>,
     /// Addresses of the workload beside us.
     own: Vec<IpAddr>,
+    /// Services that the workload beside us stands behind itself, as they are seen from here.
+    beside: HashMap<NamespacedName, Arc<Service>>,
+    /// Of the Services whose ports have routes: by the index of the port.
+    routes: HashMap<NamespacedName, Vec<Option<Arc<PortRoutes>>>>,
 }
 
 /// Where a connection is going.
@@ -48,28 +53,51 @@ pub enum Route {
 impl MeshView {
     /// Indexes `config`.
     pub fn new(config: WorkloadConfig) -> Self {
+        Self::following(None, config)
+    }
+
+    /// Indexes `config`, which comes after `previous`: what is unchanged is not made again.
+    pub fn following(previous: Option<&Self>, config: WorkloadConfig) -> Self {
         let inbound = &config.inbound;
         let us = NamespacedName::new(&*inbound.namespace, &*inbound.workload);
         let own = config.meshed_workloads.get(&us).map(|workload| workload.addresses.clone()).unwrap_or_default();
-        let services = config
-            .services
-            .values()
-            .map(|service| beside_us(service, &own))
-            .flat_map(|service| {
-                let [v4, v6] = [true, false].map(|ipv4| of_family(&service, ipv4));
-                service
-                    .addresses
-                    .clone()
-                    .into_iter()
-                    .map(move |address| (address, Arc::clone(if address.is_ipv4() { &v4 } else { &v6 })))
-            })
-            .collect();
+        let mut services = HashMap::new();
+        let mut beside = HashMap::new();
+        let mut routes = HashMap::new();
+        for (name, service) in config.services.iter() {
+            let seen = beside_us(service, &own);
+            let [v4, v6] = [true, false].map(|ipv4| of_family(&seen, ipv4));
+            let by_family = |address: &IpAddr| Arc::clone(if address.is_ipv4() { &v4 } else { &v6 });
+            services.extend(seen.addresses.iter().map(|address| (*address, by_family(address))));
+            if !Arc::ptr_eq(&seen, service) {
+                beside.insert(name.clone(), seen);
+            }
+            if service.ports.iter().any(|port| !port.routes.is_empty()) {
+                let known = previous.and_then(|previous| previous.routes.get(name));
+                routes.insert(name.clone(), ready_routes(service, known.map_or(&[], Vec::as_slice)));
+            }
+        }
         let workloads = config
             .meshed_workloads
             .values()
             .flat_map(|workload| workload.addresses.iter().map(|address| (*address, Arc::clone(workload))))
             .collect();
-        Self { config, services, workloads, own }
+        Self { config, services, workloads, own, beside, routes }
+    }
+
+    /// A Service by its name, as it is seen from here, and the index of its port.
+    pub fn backend(&self, name: &NamespacedName, port: u16) -> Option<(&Arc<Service>, usize)> {
+        let service = self.beside.get(name).or_else(|| self.config.services.get(name))?;
+        let index = service.ports.iter().position(|known| known.port == port)?;
+        Some((service, index))
+    }
+
+    /// What decides where the requests to the port with this index go; `None`: nothing, they go to its endpoints.
+    pub fn routes(&self, service: &Service, port: usize) -> Option<&Arc<PortRoutes>> {
+        if service.ports.get(port)?.routes.is_empty() {
+            return None;
+        }
+        self.routes.get(&service.name)?.get(port)?.as_ref()
     }
 
     /// Finds where `original` leads.
@@ -112,6 +140,18 @@ impl MeshView {
         };
         self.own.contains(&endpoint.address.ip()) || by_service() || by_address()
     }
+}
+
+/// The routes of each port, ready. `known` are those that were there before; a port may have moved among them.
+fn ready_routes(service: &Service, known: &[Option<Arc<PortRoutes>>]) -> Vec<Option<Arc<PortRoutes>>> {
+    let ready = |routes: &Vec<Arc<weft_api::routing::Route>>| {
+        let same = |known: &&Arc<PortRoutes>| known.is_of(routes);
+        match known.iter().flatten().find(same) {
+            Some(known) => Arc::clone(known),
+            None => Arc::new(PortRoutes::new(routes)),
+        }
+    };
+    service.ports.iter().map(|port| Some(&port.routes).filter(|routes| !routes.is_empty()).map(ready)).collect()
 }
 
 /// A workload that calls its own Service may reach itself. What stays inside the pod is not redirected, so no sidecar
@@ -201,7 +241,7 @@ mod tests {
         };
         let service = |identities: &[Option<_>]| {
             let endpoints = identities.iter().map(endpoint).collect();
-            let ports = vec![ServicePort { port: 80, protocol: ProtocolHint::Detect, endpoints }];
+            let ports = vec![ServicePort { port: 80, protocol: ProtocolHint::Detect, endpoints, routes: Vec::new() }];
             let service = Service { name: NamespacedName::new("shop", "users"), addresses: Vec::new(), ports };
             Route::Service { service: Arc::new(service), port: 0 }
         };

@@ -17,12 +17,10 @@ use weft_certs::{Peer, Svid};
 pub const ALPN_HTTP1: &[u8] = b"weft/http1";
 /// ALPN of an HTTP/2 connection.
 pub const ALPN_H2: &[u8] = b"weft/h2";
-/// ALPN of one byte stream.
+/// ALPN of a connection that carries byte streams, one after another.
 pub const ALPN_TCP: &[u8] = b"weft/tcp";
-/// ALPN of a connection whose first bytes, from either side, decide what it is.
-pub const ALPN_AUTO: &[u8] = b"weft/auto";
 /// All of them, as a server offers them.
-pub const ALPN_ALL: [&[u8]; 4] = [ALPN_HTTP1, ALPN_H2, ALPN_TCP, ALPN_AUTO];
+pub const ALPN_ALL: [&[u8]; 3] = [ALPN_HTTP1, ALPN_H2, ALPN_TCP];
 
 /// A peer that does not finish its handshake by then is dropped.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -80,10 +78,8 @@ pub enum Carries {
     Http1,
     /// An HTTP/2 connection.
     Http2,
-    /// Bytes.
-    Opaque,
-    /// To be seen.
-    Undecided,
+    /// Byte streams in frames.
+    Streams,
 }
 
 impl Carries {
@@ -92,15 +88,12 @@ impl Carries {
         match self {
             Self::Http1 => ALPN_HTTP1,
             Self::Http2 => ALPN_H2,
-            Self::Opaque => ALPN_TCP,
-            Self::Undecided => ALPN_AUTO,
+            Self::Streams => ALPN_TCP,
         }
     }
 
     fn from_alpn(name: Option<&[u8]>) -> Option<Self> {
-        [Self::Http1, Self::Http2, Self::Opaque, Self::Undecided]
-            .into_iter()
-            .find(|carries| Some(carries.alpn()) == name)
+        [Self::Http1, Self::Http2, Self::Streams].into_iter().find(|carries| Some(carries.alpn()) == name)
     }
 }
 

@@ -13,6 +13,7 @@ use crate::resource::{
     AuthorizationPolicy, DefaultPolicy, MAX_TEXT_BYTES, NamespacedName, RateLimit, RateLimitPolicy, is_dns_label,
     is_dns_subdomain, parse_text,
 };
+use crate::routing::Route;
 use crate::workload::{Endpoint, Inbound, MeshedWorkload, ProtocolHint, Service, ServicePort};
 
 /// Services that one sidecar may know.
@@ -25,6 +26,8 @@ pub const MAX_PORTS: usize = 1_000;
 pub const MAX_ADDRESSES: usize = 64;
 /// Endpoints of a Service's port.
 pub const MAX_ENDPOINTS: usize = 20_000;
+/// Routes of a Service's port.
+pub const MAX_ROUTES: usize = 1_000;
 /// Workloads of the mesh, and identities on the denied list.
 pub(super) const MAX_WORKLOADS: usize = 200_000;
 /// Certificates of a trust bundle or a chain, and bytes of one.
@@ -185,7 +188,18 @@ fn service_port(message: &proto::ServicePort, field: &str) -> Result<ServicePort
         endpoints: endpoints
             .map(|(index, message)| endpoint(message, || format!("{field}.endpoints[{index}]")))
             .collect::<Result<_, _>>()?,
+        routes: routes(&message.routes, field)?,
     })
+}
+
+/// A route that cannot be read answers for all that it may have matched: where those requests should go is unknown.
+fn routes(messages: &[Vec<u8>], field: &str) -> Result<Vec<Arc<Route>>, WireError> {
+    bounded(&format!("{field}.routes"), messages.len(), MAX_ROUTES)?;
+    let read = |json: &Vec<u8>| {
+        let route = serde_json::from_slice(json).unwrap_or_else(|error| Route::unreadable(&error.to_string()));
+        Arc::new(route)
+    };
+    Ok(messages.iter().map(read).collect())
 }
 
 fn endpoint(message: &proto::Endpoint, field: impl Fn() -> String) -> Result<Endpoint, WireError> {

@@ -95,6 +95,7 @@ fn service_port(port: &ServicePort) -> proto::ServicePort {
         port: port.port.into(),
         protocol: protocol(port.protocol).to_owned(),
         endpoints: port.endpoints.iter().map(endpoint).collect(),
+        routes: port.routes.iter().map(|route| serde_json::to_vec(&**route).expect("a route is plain data")).collect(),
     }
 }
 
