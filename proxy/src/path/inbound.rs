@@ -20,8 +20,8 @@ use weft_api::workload::Endpoint;
 use weft_certs::Peer;
 
 use super::http::{
-    FORWARDED_CLIENT_CERT, RequestEnds, bad_request, begins_websocket, host_of, idle_must_close, is_tunnel, leave, serve,
-    told_to_leave,
+    FORWARDED_CLIENT_CERT, RequestEnds, bad_request, begins_websocket, host_of, idle_must_close, is_tunnel, leave,
+    serve, told_to_leave,
 };
 use super::record::{Ending, Record, ResponseBody};
 use super::respond::{self, Answer};
