@@ -1,6 +1,6 @@
 //! The per-request stack that inbound and outbound share: serve a connection, clean a request's headers, send it, follow
 //! its answer.
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -16,12 +16,17 @@ use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use weft_api::workload::Endpoint;
 
+use super::exact::{self, upgrade_of};
 use super::record::{Ending, Record, ResponseBody};
 use super::respond::{self, Answer};
 use super::{Closing, Phase, Worker, until};
+use crate::stage::accept;
 use crate::stage::balance::Chosen;
-use crate::stage::body::{self, RequestBody};
-use crate::stage::connect::{ConnectError, HttpVersion, Identity, LocalExecutor, Sender};
+use crate::stage::body::{self, Progress, RequestBody, Wait};
+use crate::stage::connect::{ConnectError, HttpVersion, Identity, Sender};
+use crate::stage::http1_guard::Http1Guard;
+use crate::stage::http2_guard::Http2Guard;
+use crate::stage::http2_streams::Streams;
 use crate::stage::policy::Permit;
 use crate::stage::tls::Lifetime;
 use crate::stage::transport::Stream;
@@ -36,8 +41,18 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(120);
 const MOST_HEADERS: usize = 100;
 /// Streams that one HTTP/2 connection may have open.
 const MOST_STREAMS: u32 = 250;
+/// Streams of one HTTP/2 connection that we may reset for a fault of the other side before it is ended.
+const MOST_LOCAL_RESETS: usize = 100;
 /// Largest header section of an HTTP/2 request.
 const LARGEST_HEADERS: u32 = 64 * 1024;
+
+/// How a connection ended that did not end well.
+#[derive(Debug)]
+pub(crate) struct Broken {
+    /// Of a caller that did not keep to the protocol: a stable word. None where the network or the peer just went away.
+    pub(crate) label: Option<&'static str>,
+    pub(crate) error: hyper::Error,
+}
 
 /// Serves one connection's requests until it ends, its certificate does, or the sidecar stops.
 ///
@@ -50,64 +65,129 @@ pub(crate) async fn serve<H, F>(
     lifetime: Lifetime,
     closing: Closing,
     handler: H,
-) -> hyper::Result<()>
+) -> Result<(), Broken>
 where
     H: Fn(Request<Incoming>) -> F + 'static,
     F: Future<Output = Response<ResponseBody>> + 'static,
 {
-    let service = service_fn(move |request| {
-        let answer = handler(request);
-        async move { Ok::<_, std::convert::Infallible>(answer.await) }
-    });
-    let io = TokioIo::new(stream);
+    accept::limit_stall(stream.get_ref().tcp(), worker.stall);
     match version {
-        HttpVersion::Http1 => {
-            let connection = http1::Builder::new()
-                .timer(TokioTimer::new())
-                .header_read_timeout(IDLE_TIMEOUT)
-                .max_buf_size(body::HTTP1_BUFFER)
-                .max_headers(MOST_HEADERS)
-                .half_close(true)
-                .auto_date_header(false)
-                .serve_connection(io, service)
-                .with_upgrades();
-            tokio::pin!(connection);
-            tokio::select! {
-                done = connection.as_mut() => return done,
-                () = told_to_leave(worker, lifetime) => closing.set(),
-            }
-            tokio::select! {
-                done = connection.as_mut() => return done,
-                () = idle_must_close(worker, lifetime) => connection.as_mut().graceful_shutdown(),
-            }
-            tokio::select! {
-                done = connection.as_mut() => done,
-                () = until(lifetime.end) => Ok(()),
-            }
+        HttpVersion::Http1 => serve_http1(worker, stream, lifetime, closing, handler).await,
+        HttpVersion::Http2 => serve_http2(worker, stream, lifetime, handler).await,
+    }
+}
+
+async fn serve_http1<H, F>(
+    worker: &Worker,
+    stream: Stream,
+    lifetime: Lifetime,
+    closing: Closing,
+    handler: H,
+) -> Result<(), Broken>
+where
+    H: Fn(Request<Incoming>) -> F + 'static,
+    F: Future<Output = Response<ResponseBody>> + 'static,
+{
+    let guard = Http1Guard::new(stream);
+    let told = guard.told();
+    let heard = guard.told();
+    let service = service_fn(move |mut request: Request<Incoming>| {
+        if let Some(fault) = heard.next_request() {
+            request.extensions_mut().insert(fault);
         }
-        HttpVersion::Http2 => {
-            let connection = http2::Builder::new(LocalExecutor)
-                .timer(TokioTimer::new())
-                .max_concurrent_streams(MOST_STREAMS)
-                .max_header_list_size(LARGEST_HEADERS)
-                .initial_stream_window_size(body::H2_STREAM_WINDOW)
-                .initial_connection_window_size(body::H2_CONNECTION_WINDOW)
-                .max_send_buf_size(body::H2_SEND_BUFFER)
-                .keep_alive_interval(Duration::from_secs(20))
-                .keep_alive_timeout(Duration::from_secs(10))
-                .auto_date_header(false)
-                .serve_connection(io, service);
-            tokio::pin!(connection);
-            tokio::select! {
-                done = connection.as_mut() => return done,
-                // GOAWAY is sent twice (RFC 9113 section 6.8): no stream on its way is lost.
-                () = told_to_leave(worker, lifetime) => connection.as_mut().graceful_shutdown(),
+        let switches = upgrade_of(request.headers(), request.version()).is_some();
+        heard.switches(switches);
+        let answer = handler(request);
+        async move {
+            let mut answer = answer.await;
+            // What follows a request to switch was not looked at: it is another protocol's, or nobody's.
+            if exact::ends_connection(&answer) || (switches && answer.status() != StatusCode::SWITCHING_PROTOCOLS) {
+                answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
             }
-            tokio::select! {
-                done = connection.as_mut() => done,
-                () = until(lifetime.end) => Ok(()),
-            }
+            Ok::<_, std::convert::Infallible>(answer)
         }
+    });
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(IDLE_TIMEOUT)
+        .max_buf_size(body::HTTP1_BUFFER)
+        .max_headers(MOST_HEADERS)
+        .half_close(true)
+        .auto_date_header(false)
+        .serve_connection(TokioIo::new(guard), service)
+        .with_upgrades();
+    tokio::pin!(connection);
+    let served = async {
+        tokio::select! {
+            done = connection.as_mut() => return done,
+            () = told_to_leave(worker, lifetime) => closing.set(),
+        }
+        tokio::select! {
+            done = connection.as_mut() => return done,
+            () = idle_must_close(worker, lifetime) => connection.as_mut().graceful_shutdown(),
+        }
+        tokio::select! {
+            done = connection.as_mut() => done,
+            () = until(lifetime.end) => Ok(()),
+        }
+    };
+    served.await.map_err(|error| {
+        let malformed = error.is_parse().then_some("malformed_http");
+        Broken { label: if told.was_slow() { Some("slow_header") } else { malformed }, error }
+    })
+}
+
+async fn serve_http2<H, F>(worker: &Worker, stream: Stream, lifetime: Lifetime, handler: H) -> Result<(), Broken>
+where
+    H: Fn(Request<Incoming>) -> F + 'static,
+    F: Future<Output = Response<ResponseBody>> + 'static,
+{
+    let guard = Http2Guard::new(stream);
+    let verdict = guard.verdict();
+    let streams = Streams::new(worker.stall);
+    let opening = streams.clone();
+    let service = service_fn(move |request| {
+        let stall = opening.open();
+        let answer = handler(request);
+        async move { Ok::<_, std::convert::Infallible>(answer.await.map(|body| stall.follow(body))) }
+    });
+    let connection = http2::Builder::new(streams)
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(MOST_STREAMS)
+        .max_header_list_size(LARGEST_HEADERS)
+        .initial_stream_window_size(body::H2_STREAM_WINDOW)
+        .initial_connection_window_size(body::H2_CONNECTION_WINDOW)
+        .max_send_buf_size(body::H2_SEND_BUFFER)
+        .max_local_error_reset_streams(MOST_LOCAL_RESETS)
+        .keep_alive_interval(Duration::from_secs(20))
+        .keep_alive_timeout(Duration::from_secs(10))
+        .auto_date_header(false)
+        .serve_connection(TokioIo::new(guard), service);
+    tokio::pin!(connection);
+    let served = async {
+        tokio::select! {
+            done = connection.as_mut() => return done,
+            // GOAWAY is sent twice (RFC 9113 section 6.8): no stream on its way is lost.
+            () = told_to_leave(worker, lifetime) => connection.as_mut().graceful_shutdown(),
+        }
+        tokio::select! {
+            done = connection.as_mut() => done,
+            () = until(lifetime.end) => Ok(()),
+        }
+    };
+    served.await.map_err(|error| Broken { label: verdict.label().or_else(|| http2_fault(&error)), error })
+}
+
+/// What HTTP/2 itself ended a connection for.
+fn http2_fault(error: &hyper::Error) -> Option<&'static str> {
+    let error = std::error::Error::source(error)?.downcast_ref::<h2::Error>()?;
+    if error.is_io() || error.is_remote() {
+        return None;
+    }
+    match error.reason()? {
+        h2::Reason::NO_ERROR => None,
+        h2::Reason::ENHANCE_YOUR_CALM => Some("http2_flood"),
+        _ => Some("malformed_http"),
     }
 }
 
@@ -157,41 +237,6 @@ impl RequestEnds {
             None => Rc::clone(known.insert(Rc::new(Ends { protocol, ..self.connection.clone() }))),
         }
     }
-}
-
-/// The host that a request names: of HTTP/2 and absolute targets the authority, else the one `Host` line.
-///
-/// RFC 9112 section 3.2: none, several, or an empty one in HTTP/1.1 is a fault of the request.
-pub(crate) fn host_of<B>(request: &Request<B>) -> Result<Option<HeaderValue>, Answer> {
-    let mut lines = request.headers().get_all(HOST).iter();
-    let (line, more) = (lines.next(), lines.next());
-    if more.is_some() {
-        return Err(bad_request("host", "more than one Host header"));
-    }
-    if request.uri().authority().is_some() && request.uri().scheme().is_none() && request.method() != Method::CONNECT {
-        return Err(bad_request("target", "the request target does not begin with a slash"));
-    }
-    if let Some(authority) = request.uri().authority() {
-        return Ok(HeaderValue::from_str(authority.as_str()).ok());
-    }
-    match line {
-        Some(host) => Ok(Some(host.clone())),
-        None if request.version() < Version::HTTP_11 => Ok(None),
-        None => Err(bad_request("host", "no Host header")),
-    }
-}
-
-pub(crate) fn bad_request(label: &'static str, text: &str) -> Answer {
-    Answer::new(StatusCode::BAD_REQUEST, label, format!("the request is ambiguous or malformed: {text}"))
-}
-
-/// The connection upgrade (such as `websocket`) that a request asks for. An upgrade to h2c is not one: it is dropped.
-fn upgrade_of(headers: &HeaderMap, version: Version) -> Option<HeaderValue> {
-    let upgrade = headers.get(UPGRADE).filter(|_| version == Version::HTTP_11)?;
-    let asked = headers.get_all(CONNECTION).iter().any(|line| {
-        line.as_bytes().split(|b| *b == b',').any(|token| token.trim_ascii().eq_ignore_ascii_case(b"upgrade"))
-    });
-    (asked && !upgrade.as_bytes().eq_ignore_ascii_case(b"h2c")).then(|| upgrade.clone())
 }
 
 /// Removes what concerns one connection only (RFC 9110 section 7.6.1), keeping `te: trailers` and the framing.
@@ -250,7 +295,13 @@ pub(crate) async fn forward(
     let upgrade = upgrade_of(request.headers(), request.version());
     let caller_side = upgrade.is_some().then(|| hyper::upgrade::on(&mut request));
     let mut outgoing =
-        prepare(request, version, upgrade.as_ref(), to.path.clone(), &record.request_bytes, record.host.as_ref());
+        prepare(request, version, upgrade.as_ref(), to.path.clone(), &record.request_body, record.host.as_ref());
+    // A gRPC stream may be quiet for as long as it likes.
+    if let RequestBody::Incoming { wait, .. } = outgoing.body_mut()
+        && !grpc
+    {
+        *wait = Wait::most(to.worker.stall);
+    }
     if let Some(span) = &record.span {
         span.inject(outgoing.headers_mut());
     }
@@ -264,7 +315,7 @@ fn prepare(
     version: HttpVersion,
     upgrade: Option<&HeaderValue>,
     path: Option<PathAndQuery>,
-    count: &Rc<Cell<u64>>,
+    progress: &Rc<Progress>,
     host: Option<&HeaderValue>,
 ) -> Request<RequestBody> {
     let (mut parts, body) = request.into_parts();
@@ -299,7 +350,7 @@ fn prepare(
     }
     let body = match body.is_end_stream() {
         true => RequestBody::Empty,
-        false => RequestBody::Incoming { inner: body, count: Rc::clone(count) },
+        false => RequestBody::Incoming { inner: body, progress: Rc::clone(progress), wait: Wait::default() },
     };
     Request::from_parts(parts, body)
 }
@@ -346,6 +397,9 @@ async fn send(to: &Forwarding<'_>, request: Request<RequestBody>, version: HttpV
                 return Ok((response, sender, chosen));
             }
             Err(mut error) => {
+                if let Some(failure) = record.request_body.failure.get() {
+                    return Err(exact::body_failed(failure));
+                }
                 let reused = sender.is_reused();
                 match error.take_message().or(copy) {
                     // Not sent, or sent on a kept connection and safe to repeat: once more on a connection of its own.

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use bytes::BytesMut;
 use http::header::HeaderName;
 use http::uri::PathAndQuery;
-use http::{HeaderValue, Method, Request, Response, StatusCode};
+use http::{HeaderValue, Request, Response, StatusCode};
 use hyper::body::Incoming;
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
@@ -19,7 +19,8 @@ use weft_api::policy::{HttpRequest, path};
 use weft_api::workload::Endpoint;
 use weft_certs::Peer;
 
-use super::http::{FORWARDED_CLIENT_CERT, Forwarding, RequestEnds, bad_request, forward, host_of, leave, serve};
+use super::exact::{bad_request, host_of};
+use super::http::{Broken, FORWARDED_CLIENT_CERT, Forwarding, RequestEnds, forward, leave, serve};
 use super::record::{Ending, Record, ResponseBody};
 use super::respond::{self, Answer};
 use super::{Closing, Worker, own_party, until};
@@ -379,10 +380,10 @@ impl Connection {
             let (connection, ends) = (Rc::clone(&self), ends.of(&request));
             async move { connection.request(request, ends).await }
         };
-        if let Err(error) = serve(&worker, stream, version, lifetime, closing, handler).await {
+        if let Err(Broken { label, error }) = serve(&worker, stream, version, lifetime, closing, handler).await {
             tracing::debug!(%error, "inbound connection ended");
-            if error.is_parse() {
-                refused(&worker, "malformed_http", Some(&error.to_string()), peer);
+            if let Some(label) = label {
+                refused(&worker, label, Some(&error.to_string()), peer);
             }
         }
     }
@@ -401,6 +402,9 @@ impl Connection {
         record.peer_address = Some(self.peer);
         record.peer_identity = self.caller.identity().cloned();
         record.span = self.worker.telemetry.start_span(Kind::Server, request.headers());
+        if let Err(answer) = &host {
+            record.ending = Ending::Failed(answer.label);
+        }
         let judged = host.and_then(|host| self.judge(&request, host.as_ref(), &mut record));
         let (permit, path) = match judged {
             Ok(judged) => judged,
@@ -431,10 +435,6 @@ impl Connection {
             record.ending = Ending::Failed(label);
             bad_request(label, text)
         };
-        if request.method() == Method::CONNECT {
-            record.ending = Ending::Failed("connect");
-            return Err(Answer::new(StatusCode::METHOD_NOT_ALLOWED, "connect", "CONNECT is not allowed here"));
-        }
         path::check_method(request.method().as_str()).map_err(|why| refuse(record, why.label(), "the method"))?;
         let sent = request.uri().path();
         let compared =

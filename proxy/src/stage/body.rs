@@ -2,11 +2,13 @@
 use std::cell::Cell;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
+use tokio::time::{Instant, Sleep};
 
 /// Most that hyper buffers of an HTTP/1 connection; bounds the header section (the default is 400 KiB).
 pub const HTTP1_BUFFER: usize = 64 * 1024;
@@ -17,6 +19,24 @@ pub const H2_CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
 /// Bytes of one HTTP/2 stream that wait to be sent.
 pub const H2_SEND_BUFFER: usize = 64 * 1024;
 
+/// How far a request's body has come.
+#[derive(Debug, Default)]
+pub struct Progress {
+    /// Bytes so far.
+    pub bytes: Cell<u64>,
+    /// Why it was given up.
+    pub failure: Cell<Option<Failure>>,
+}
+
+/// Why a request's body was not read to its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Failure {
+    /// It did not come in time.
+    Stalled,
+    /// It was malformed, or its caller left.
+    Broken,
+}
+
 /// The body of a request on its way to the server.
 pub enum RequestBody {
     /// None.
@@ -25,25 +45,70 @@ pub enum RequestBody {
     Incoming {
         /// What comes in.
         inner: Incoming,
-        /// Bytes so far.
-        count: Rc<Cell<u64>>,
+        /// How much of it did.
+        progress: Rc<Progress>,
+        /// How long it may be waited for.
+        wait: Wait,
     },
 }
 
+/// Bounds the time between two pieces of a body.
+#[derive(Debug, Default)]
+pub struct Wait {
+    most: Option<Duration>,
+    timer: Option<Pin<Box<Sleep>>>,
+    waiting: bool,
+}
+
+impl Wait {
+    /// Waits that long; `None`: for ever.
+    pub fn most(most: Option<Duration>) -> Self {
+        Self { most, timer: None, waiting: false }
+    }
+
+    /// Nothing has come: ready when that is so for too long.
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let Some(most) = self.most else { return Poll::Pending };
+        let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep(most)));
+        if !self.waiting {
+            timer.as_mut().reset(Instant::now() + most);
+            self.waiting = true;
+        }
+        timer.as_mut().poll(cx)
+    }
+}
+
+/// A request's body did not come.
+#[derive(Debug, thiserror::Error)]
+#[error("the request's body did not come in time")]
+struct Stalled;
+
 impl Body for RequestBody {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = Box<dyn std::error::Error + Send + Sync>;
 
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
         match self.get_mut() {
             Self::Empty => Poll::Ready(None),
-            Self::Incoming { inner, count } => {
-                let polled = Pin::new(inner).poll_frame(cx);
-                if let Poll::Ready(Some(Ok(frame))) = &polled {
-                    count.set(count.get() + frame.data_ref().map_or(0, |data| data.len() as u64));
+            Self::Incoming { inner, progress, wait } => match Pin::new(inner).poll_frame(cx) {
+                Poll::Pending => {
+                    ready!(wait.poll(cx));
+                    progress.failure.set(Some(Failure::Stalled));
+                    Poll::Ready(Some(Err(Stalled.into())))
                 }
-                polled
-            }
+                Poll::Ready(frame) => {
+                    wait.waiting = false;
+                    match &frame {
+                        Some(Ok(frame)) => {
+                            let more = frame.data_ref().map_or(0, |data| data.len() as u64);
+                            progress.bytes.set(progress.bytes.get() + more);
+                        }
+                        Some(Err(_)) => progress.failure.set(Some(Failure::Broken)),
+                        None => {}
+                    }
+                    Poll::Ready(frame.map(|frame| frame.map_err(Into::into)))
+                }
+            },
         }
     }
 
