@@ -19,9 +19,9 @@ use weft_api::policy::{HttpRequest, path};
 use weft_certs::Peer;
 
 use super::attempt::SendPolicy;
+use super::exact::{bad_request, host_of};
 use super::http::{
-    FORWARDED_CLIENT_CERT, RequestEnds, bad_request, begins_websocket, host_of, idle_must_close, is_tunnel, leave,
-    serve, told_to_leave,
+    Broken, FORWARDED_CLIENT_CERT, RequestEnds, begins_websocket, idle_must_close, leave, serve, told_to_leave,
 };
 use super::record::{Ending, Record, ResponseBody};
 use super::respond::{self, Answer};
@@ -467,10 +467,10 @@ impl Connection {
             let (connection, ends) = (Rc::clone(&self), ends.of(&request));
             async move { connection.request(request, ends).await }
         };
-        if let Err(error) = serve(&worker, stream, version, lifetime, closing, handler).await {
+        if let Err(Broken { label, error }) = serve(&worker, stream, version, lifetime, closing, handler).await {
             tracing::debug!(%error, "inbound connection ended");
-            if error.is_parse() {
-                refused(&worker, "malformed_http", Some(&error.to_string()), peer);
+            if let Some(label) = label {
+                refused(&worker, label, Some(&error.to_string()), peer);
             }
         }
     }
@@ -489,6 +489,9 @@ impl Connection {
         record.peer_address = Some(self.peer);
         record.peer_identity = self.caller.identity().cloned();
         record.span = self.worker.telemetry.start_span(Kind::Server, request.headers());
+        if let Err(answer) = &host {
+            record.ending = Ending::Failed(answer.label);
+        }
         let judged = host.and_then(|host| self.judge(&request, host.as_ref(), &mut record));
         let (permit, path) = match judged {
             Ok(judged) => judged,
@@ -519,10 +522,6 @@ impl Connection {
             record.ending = Ending::Failed(label);
             bad_request(label, text)
         };
-        if is_tunnel(request) {
-            record.ending = Ending::Failed("connect");
-            return Err(Answer::new(StatusCode::METHOD_NOT_ALLOWED, "connect", "CONNECT is not allowed here"));
-        }
         let method = if begins_websocket(request) { &Method::GET } else { request.method() };
         path::check_method(method.as_str()).map_err(|why| refuse(record, why.label(), "the method"))?;
         let sent = request.uri().path();
