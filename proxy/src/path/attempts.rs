@@ -20,7 +20,7 @@ use super::send::{self, Forwarding, Sent};
 use crate::stage::body::RequestBody;
 use crate::stage::connect::HttpVersion;
 use crate::stage::routes::ReadyRule;
-use crate::stage::tee::Tee;
+use crate::stage::tee::{Behind, Tee};
 
 /// How often a request is sent again where its route does not say.
 const ATTEMPTS: u32 = 1;
@@ -78,9 +78,9 @@ impl Outgoing {
     }
 
     /// What a mirror is sent.
-    pub(crate) fn copy(&self) -> RequestBody {
+    pub(crate) fn copy(&self, all: &Behind) -> RequestBody {
         match self {
-            Self::Tee(tee) => RequestBody::Copy(tee.copy()),
+            Self::Tee(tee) => RequestBody::Copy(tee.copy(all)),
             Self::Empty | Self::Once(..) | Self::Sent => RequestBody::Empty,
         }
     }
@@ -149,6 +149,8 @@ pub(crate) async fn send(
             if let Outgoing::Tee(tee) = &body {
                 tee.settle();
             }
+            // An answer of our own is not held to the time that is over.
+            let by = by.filter(|_| sent.is_ok());
             return (sent, by);
         };
         drop(sent);

@@ -115,7 +115,13 @@ pub(crate) async fn request(
         let version = version_to(hop.view.backend(&mirror.service, mirror.port), &asked);
         let mut copy = head.clone();
         aim(&mut copy, version, None, changes.host, changes.path.clone(), &record);
-        mirror::start(hop.worker, hop.view, mirror, version, Request::from_parts(copy, body.copy()));
+        mirror::start(
+            hop.worker,
+            hop.view,
+            mirror,
+            version,
+            Request::from_parts(copy, body.copy(&hop.worker.mirrors.behind)),
+        );
     }
     if let Err(answer) = filter(&backend.filters, &hop, &asked, prefix, &mut head, &mut changes) {
         return refuse(record, answer);
