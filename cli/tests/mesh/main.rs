@@ -9,6 +9,7 @@ mod policy;
 mod programs;
 mod resilience;
 mod routing;
+mod streams;
 mod telemetry;
 
 use weft_loadtests::lab::testing::{self, Test};
@@ -23,6 +24,10 @@ fn main() {
         policy::TESTS,
         resilience::TESTS,
         routing::TESTS,
+        streams::TESTS,
+        identity::TESTS,
+        policy::TESTS,
+        resilience::TESTS,
         telemetry::TESTS,
     ];
     let mut tests: Vec<Test> = groups.concat();

@@ -14,6 +14,7 @@ mod haproxy;
 mod http1;
 mod http2;
 mod nginx;
+mod websocket;
 
 use fixture::Case;
 use weft_loadtests::lab::testing::{self, Test};
@@ -30,6 +31,7 @@ fn main() {
         databases::CASES,
         bytes::CASES,
         grpc::CASES,
+        websocket::CASES,
     ];
     let (mut tests, mut skipped): (Vec<Test>, Vec<String>) = Default::default();
     for case in groups.concat() {
