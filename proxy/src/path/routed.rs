@@ -32,7 +32,7 @@ use crate::stage::filters::HeaderEdit;
 use crate::stage::policy::Permit;
 use crate::stage::route::MeshView;
 use crate::stage::routes::{PortRoutes, ReadyBackend, ReadyFilter, ReadyMirror, ReadyRule};
-use crate::stage::tee::Tee;
+use crate::stage::tee::{Behind, Tee};
 use crate::stage::tls::Lifetime;
 use crate::telemetry::{Ends, Party};
 
@@ -122,7 +122,13 @@ pub(crate) async fn request(
         let version = version_to(hop.view.backend(&mirror.service, mirror.port), &asked);
         let mut copy = head.clone();
         aim(&mut copy, version, None, changes.host, changes.path.clone(), &record);
-        mirror::start(hop.worker, hop.view, mirror, version, Request::from_parts(copy, body.copy()));
+        mirror::start(
+            hop.worker,
+            hop.view,
+            mirror,
+            version,
+            Request::from_parts(copy, body.copy(&hop.worker.mirrors.behind)),
+        );
     }
     if let Err(answer) = filter(&backend.filters, &hop, &asked, prefix, &mut head, &mut changes) {
         return refuse(record, answer);
@@ -171,10 +177,10 @@ enum Body {
 
 impl Body {
     /// What a mirror is sent.
-    fn copy(&self) -> RequestBody {
+    fn copy(&self, all: &Behind) -> RequestBody {
         match self {
             Self::Own(_) => RequestBody::Empty,
-            Self::Shared(tee) => RequestBody::Copy(tee.copy()),
+            Self::Shared(tee) => RequestBody::Copy(tee.copy(all)),
         }
     }
 

@@ -1,8 +1,8 @@
 //! A body that is read more than once: again by the next attempt, and at the same time by copies for mirrors.
 //!
 //! What was read is kept while it may be read again, up to [`MOST_KEPT`]; beyond, the body flows on and cannot be repeated.
-//! A copy holds what its reader has not taken, up to [`MOST_BEHIND`]; one that falls further behind is cut, so that it
-//! never slows the original. Bytes are shared, not copied.
+//! A copy holds what its reader has not taken, up to [`MOST_BEHIND`] and what all copies of a worker may hold; one that falls
+//! further behind is cut, so that it never slows the original. Bytes are shared, not copied.
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::pin::Pin;
@@ -17,7 +17,9 @@ use super::body::{Arriving, BodyError};
 /// Bytes of a body that are kept for another attempt.
 pub const MOST_KEPT: usize = 64 * 1024;
 /// Bytes that a copy may be behind the original.
-pub const MOST_BEHIND: usize = 64 * 1024;
+pub const MOST_BEHIND: usize = 256 * 1024;
+/// Bytes that all copies of a worker may be behind their originals.
+pub const MOST_BEHIND_IN_ALL: usize = 16 * 1024 * 1024;
 
 /// The original. Cheap to clone.
 pub struct Tee<B = Arriving>(Rc<RefCell<Original<B>>>);
@@ -46,11 +48,16 @@ pub struct Reader<B = Arriving> {
 /// A mirror's view of the body.
 pub struct Copy(Rc<Line>);
 
+/// Bytes that the copies of a worker are behind their originals.
+#[derive(Clone, Debug, Default)]
+pub struct Behind(Rc<Cell<usize>>);
+
 /// What one copy has not read yet.
 #[derive(Default)]
 struct Line {
     frames: RefCell<VecDeque<Frame<Bytes>>>,
     bytes: Cell<usize>,
+    all: Behind,
     end: Cell<End>,
     reader: Cell<Option<Waker>>,
 }
@@ -84,9 +91,11 @@ impl<B> Tee<B> {
         Reader { original: Rc::clone(&self.0), number: original.reader, next: 0 }
     }
 
-    /// A copy of all that comes in from now on.
-    pub fn copy(&self) -> Copy {
-        let line = Rc::new(Line::default());
+    /// A copy of all that comes in from now on; what it is behind is part of `all`.
+    pub fn copy(&self, all: &Behind) -> Copy {
+        let mut line = Line::default();
+        line.all = all.clone();
+        let line = Rc::new(line);
         self.0.borrow_mut().copies.push(Rc::downgrade(&line));
         Copy(line)
     }
@@ -157,10 +166,11 @@ impl Line {
         if self.end.get() != End::Open {
             return;
         }
-        if self.bytes.get() + bytes > MOST_BEHIND {
+        if self.bytes.get() + bytes > MOST_BEHIND || self.all.0.get() + bytes > MOST_BEHIND_IN_ALL {
             return self.finish(End::Cut);
         }
         self.bytes.set(self.bytes.get() + bytes);
+        self.all.0.set(self.all.0.get() + bytes);
         self.frames.borrow_mut().push_back(duplicate(frame));
         self.wake();
     }
@@ -171,14 +181,26 @@ impl Line {
         }
         if end == End::Cut {
             self.frames.borrow_mut().clear();
+            self.taken(self.bytes.get());
         }
         self.wake();
+    }
+
+    fn taken(&self, bytes: usize) {
+        self.bytes.set(self.bytes.get() - bytes);
+        self.all.0.set(self.all.0.get() - bytes);
     }
 
     fn wake(&self) {
         if let Some(reader) = self.reader.take() {
             reader.wake();
         }
+    }
+}
+
+impl Drop for Line {
+    fn drop(&mut self) {
+        self.taken(self.bytes.get());
     }
 }
 
@@ -248,7 +270,7 @@ impl Body for Copy {
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let line = &self.0;
         if let Some(frame) = line.frames.borrow_mut().pop_front() {
-            line.bytes.set(line.bytes.get() - frame.data_ref().map_or(0, Bytes::len));
+            line.taken(frame.data_ref().map_or(0, Bytes::len));
             return Poll::Ready(Some(Ok(frame)));
         }
         match line.end.get() {
@@ -359,7 +381,8 @@ mod tests {
     async fn a_copy_gets_all_while_it_keeps_up_and_is_cut_when_it_lags() {
         let (fed, tee) = tee(false);
         let mut reader = tee.read();
-        let (mut quick, mut slow) = (tee.copy(), tee.copy());
+        let all = Behind::default();
+        let (mut quick, mut slow) = (tee.copy(&all), tee.copy(&all));
         let mut copied = 0;
         for _ in 0..4 {
             fed.give(MOST_BEHIND / 2);
@@ -372,7 +395,7 @@ mod tests {
         assert!(quick.is_end_stream());
         let (bytes, error) = available(&mut slow).await;
         assert!(bytes == 0 && matches!(error, Some(BodyError::CopyCut)), "{bytes} {error:?}");
-        assert_eq!(slow.0.frames.borrow().len(), 0, "what it held is let go of");
+        assert_eq!((slow.0.frames.borrow().len(), all.0.get()), (0, 0), "what it held is let go of");
     }
 
     #[tokio::test]
@@ -380,9 +403,36 @@ mod tests {
         let (fed, tee) = tee(false);
         fed.give(10);
         let mut reader = tee.read();
-        let mut copy = tee.copy();
+        let all = Behind::default();
+        let mut copy = tee.copy(&all);
+        let unread = tee.copy(&all);
         assert_eq!(available(&mut reader).await.0, 10);
+        assert_eq!(all.0.get(), 20);
+        drop(unread);
+        assert_eq!(all.0.get(), 10, "what was behind is nobody's");
         drop((reader, tee));
         assert!(copy.frame().await.is_some_and(|frame| frame.is_err()));
+        assert_eq!(all.0.get(), 0);
+    }
+
+    #[tokio::test]
+    async fn all_copies_together_are_bounded() {
+        let all = Behind::default();
+        let copies: Vec<_> = (0..2 * MOST_BEHIND_IN_ALL / MOST_BEHIND)
+            .map(|_| async {
+                let (fed, tee) = tee(false);
+                let copy = tee.copy(&all);
+                fed.give(MOST_BEHIND);
+                available(&mut tee.read()).await;
+                (tee, copy)
+            })
+            .collect();
+        let mut held = Vec::new();
+        for copy in copies {
+            held.push(copy.await);
+            assert!(all.0.get() <= MOST_BEHIND_IN_ALL);
+        }
+        let whole = |(_, copy): &&(Tee<Fed>, Copy)| copy.0.end.get() == End::Open;
+        assert_eq!(held.iter().filter(whole).count(), MOST_BEHIND_IN_ALL / MOST_BEHIND);
     }
 }
