@@ -14,6 +14,7 @@ pub mod policy;
 pub mod rate_limit;
 pub mod route;
 pub mod routes;
+pub mod socket;
 pub mod tee;
 pub mod tls;
 pub mod transport;
