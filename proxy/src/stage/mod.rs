@@ -19,6 +19,7 @@ pub mod pool;
 pub mod rate_limit;
 pub mod route;
 pub mod routes;
+pub mod socket;
 pub mod tee;
 pub mod tls;
 pub mod transport;
