@@ -312,12 +312,14 @@ impl Connection {
     /// Waits for the first byte of a stream whose client was silent when it was opened, from either side: where policy would
     /// let bytes pass, the application is let to speak first. `None`: the client took the stream back, or is gone.
     async fn first_of_stream(&self, tunnel: &mut Tunnel) -> Option<Option<Stream>> {
-        let server = match self.admit_stream().permit {
-            Ok(_) => self.worker.upstreams.tcp(self.target).await.ok(),
-            Err(_) => None,
+        let (server, patience) = match self.admit_stream().permit {
+            Ok(_) => (self.worker.upstreams.tcp(self.target).await.ok(), SILENCE),
+            Err(_) => (None, tls::HANDSHAKE_TIMEOUT),
         };
+        // A client that waits for the server to speak would wait for ever: it is told that nobody will.
         let Some(server) = server else {
-            return tunnel.first().await.ok()?.then_some(None);
+            let first = tokio::time::timeout(patience, tunnel.first()).await;
+            return first.unwrap_or(Ok(true)).ok()?.then_some(None);
         };
         let mut peeked = [0];
         tokio::select! {
