@@ -20,14 +20,11 @@ fn main() {
     let groups = [
         interception::TESTS,
         bytes::TESTS,
-        identity::TESTS,
-        policy::TESTS,
-        resilience::TESTS,
-        routing::TESTS,
         streams::TESTS,
         identity::TESTS,
         policy::TESTS,
         resilience::TESTS,
+        routing::TESTS,
         telemetry::TESTS,
     ];
     let mut tests: Vec<Test> = groups.concat();

@@ -281,9 +281,14 @@ mod tests {
                 port: 80,
                 protocol: ProtocolHint::Detect,
                 endpoints: given.iter().map(endpoint).collect(),
+                routes: Vec::new(),
             };
-            let service =
-                Service { name: NamespacedName::new("shop", "users"), addresses: Vec::new(), ports: vec![port] };
+            let service = Service {
+                name: NamespacedName::new("shop", "users"),
+                addresses: Vec::new(),
+                ports: vec![port],
+                traffic: Default::default(),
+            };
             let found = of_family(&Arc::new(service), ipv4);
             let found: Vec<String> = found.ports[0].endpoints.iter().map(|one| one.address.to_string()).collect();
             assert_eq!(found, expected, "{given:?}, IPv4: {ipv4}");
