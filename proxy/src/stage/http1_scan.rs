@@ -370,7 +370,12 @@ mod tests {
             (format!("{post}transfer-encoding: chunked\r\n\r\n0x5\r\n"), vec![Event::BadChunk(0)], 1, false),
             (format!("{post}transfer-encoding: chunked\r\n\r\n5\n"), vec![Event::BadChunk(0)], 1, false),
             (format!("{post}transfer-encoding: chunked\r\n\r\n5;a\n"), vec![Event::BadChunk(0)], 1, false),
-            (format!("{post}transfer-encoding: chunked\r\n\r\n11111111111111111\r\n"), vec![Event::BadChunk(0)], 1, false),
+            (
+                format!("{post}transfer-encoding: chunked\r\n\r\n11111111111111111\r\n"),
+                vec![Event::BadChunk(0)],
+                1,
+                false,
+            ),
             (format!("{post}transfer-encoding: chunked\r\n\r\n1\r\nab"), vec![Event::BadChunk(0)], 1, false),
             (
                 format!("{get}{post}content-length: 5\r\ntransfer-encoding: chunked\r\n\r\n"),
