@@ -104,6 +104,7 @@ where
         .timer(TokioTimer::new())
         .header_read_timeout(IDLE_TIMEOUT)
         .max_buf_size(body::HTTP1_BUFFER)
+        .max_header_size(body::HTTP1_BUFFER)
         .max_headers(MOST_HEADERS)
         .half_close(true)
         .auto_date_header(false)
