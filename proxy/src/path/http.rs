@@ -17,6 +17,7 @@ use super::respond::{self, Answer, Reset};
 use super::{Closing, Phase, Worker, until};
 use crate::stage::body;
 use crate::stage::connect::{HttpVersion, LocalExecutor};
+use crate::stage::quiet::Quiet;
 use crate::stage::tls::Lifetime;
 use crate::stage::transport::Stream;
 use crate::telemetry::{Ends, Protocol};
@@ -26,8 +27,6 @@ pub(crate) const FORWARDED_CLIENT_CERT: HeaderName = HeaderName::from_static("x-
 /// A connection without a request for this long is closed; also bounds a header section. Longer than clients keep idle
 /// connections, so that none is closed under a request.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(120);
-/// Most header fields of a request.
-const MOST_HEADERS: usize = 100;
 /// Streams that one HTTP/2 connection may have open.
 const MOST_STREAMS: u32 = 250;
 /// Largest header section of an HTTP/2 request.
@@ -50,7 +49,8 @@ where
     F: Future<Output = Response<ResponseBody>> + 'static,
 {
     let service = service_fn(move |request| {
-        let answer = handler(request);
+        // Boxed where it begins: hyper keeps room for it with every connection, and moves it there.
+        let answer = Box::pin(handler(request));
         async move {
             let answer = answer.await;
             match answer.extensions().get::<Reset>() {
@@ -66,15 +66,16 @@ where
                 .timer(TokioTimer::new())
                 .header_read_timeout(IDLE_TIMEOUT)
                 .max_buf_size(body::HTTP1_BUFFER)
-                .max_headers(MOST_HEADERS)
+                // At most 100 header fields, hyper's default: set to the same, it would fill a table for each request.
                 .half_close(true)
                 .auto_date_header(false)
                 .serve_connection(io, service)
                 .with_upgrades();
             tokio::pin!(connection);
             tokio::select! {
+                biased;
                 done = connection.as_mut() => return done,
-                () = told_to_leave(worker, lifetime) => closing.set(),
+                () = Quiet::new(told_to_leave(worker, lifetime)) => closing.set(),
             }
             tokio::select! {
                 done = connection.as_mut() => return done,
@@ -100,9 +101,10 @@ where
                 .serve_connection(io, service);
             tokio::pin!(connection);
             tokio::select! {
+                biased;
                 done = connection.as_mut() => return done,
                 // GOAWAY is sent twice (RFC 9113 section 6.8): no stream on its way is lost.
-                () = told_to_leave(worker, lifetime) => connection.as_mut().graceful_shutdown(),
+                () = Quiet::new(told_to_leave(worker, lifetime)) => connection.as_mut().graceful_shutdown(),
             }
             tokio::select! {
                 done = connection.as_mut() => done,

@@ -20,8 +20,8 @@ use weft_api::workload::Endpoint;
 use weft_certs::Peer;
 
 use super::http::{
-    FORWARDED_CLIENT_CERT, RequestEnds, bad_request, begins_websocket, host_of, idle_must_close, is_tunnel, leave, serve,
-    told_to_leave,
+    FORWARDED_CLIENT_CERT, RequestEnds, bad_request, begins_websocket, host_of, idle_must_close, is_tunnel, leave,
+    serve, told_to_leave,
 };
 use super::record::{Ending, Record, ResponseBody};
 use super::respond::{self, Answer};
@@ -223,7 +223,7 @@ fn refused(worker: &Worker, reason: &'static str, detail: Option<&str>, peer: So
 }
 
 /// A connection on its way to the application.
-struct Connection {
+pub(super) struct Connection {
     worker: Rc<Worker>,
     identity: Arc<Identity>,
     ends: Ends,
@@ -459,8 +459,8 @@ impl Connection {
         let (lifetime, peer) = (self.lifetime, self.peer);
         let ends = RequestEnds::new(self.ends.clone());
         let handler = move |request: Request<Incoming>| {
-            let (connection, ends) = (Rc::clone(&self), ends.of(&request));
-            async move { connection.request(request, ends).await }
+            let ends = ends.of(&request);
+            Rc::clone(&self).request(request, ends)
         };
         if let Err(error) = serve(&worker, stream, version, lifetime, closing, handler).await {
             tracing::debug!(%error, "inbound connection ended");
@@ -471,7 +471,11 @@ impl Connection {
     }
 
     /// One request: read unambiguously, judged, limited, forwarded.
-    async fn request(self: Rc<Self>, mut request: Request<Incoming>, ends: Rc<Ends>) -> Response<ResponseBody> {
+    pub(super) async fn request(
+        self: Rc<Self>,
+        mut request: Request<Incoming>,
+        ends: Rc<Ends>,
+    ) -> Response<ResponseBody> {
         let grpc = respond::is_grpc(request.headers());
         let host = host_of(&request);
         let mut record = Record::new(
@@ -564,10 +568,10 @@ impl Connection {
     /// Replaces what the caller may have claimed about itself with what its certificate proves.
     fn tell_application(&self, request: &mut Request<Incoming>) {
         let headers = request.headers_mut();
-        headers.remove(FORWARDED_CLIENT_CERT);
         headers.remove(FORWARDED_CLIENT_CERT_UNDERSCORED);
-        if let Some(value) = &self.client_cert {
-            headers.insert(FORWARDED_CLIENT_CERT, value.clone());
-        }
+        match &self.client_cert {
+            Some(value) => headers.insert(FORWARDED_CLIENT_CERT, value.clone()),
+            None => headers.remove(FORWARDED_CLIENT_CERT),
+        };
     }
 }

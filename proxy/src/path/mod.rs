@@ -6,6 +6,8 @@ pub mod outbound;
 mod record;
 mod respond;
 pub mod send;
+#[cfg(test)]
+mod sizes;
 
 use std::cell::Cell;
 use std::rc::Rc;

@@ -96,7 +96,7 @@ async fn keep(worker: Rc<Worker>, mut tunnel: Tunnel, lifetime: Lifetime, chosen
 }
 
 /// A connection on its way out.
-struct Connection {
+pub(super) struct Connection {
     worker: Rc<Worker>,
     ends: Ends,
     original: OriginalDst,
@@ -326,8 +326,8 @@ impl Connection {
         let (worker, closing, peer) = (Rc::clone(&self.worker), self.closing.clone(), self.peer);
         let ends = RequestEnds::new(self.ends.clone());
         let handler = move |request: Request<Incoming>| {
-            let (connection, ends) = (Rc::clone(&self), ends.of(&request));
-            async move { connection.request(request, ends).await }
+            let ends = ends.of(&request);
+            Rc::clone(&self).request(request, ends)
         };
         if let Err(error) = serve(&worker, stream, version, Lifetime::unbounded(), closing, handler).await {
             tracing::debug!(%error, "outbound connection ended");
@@ -338,7 +338,7 @@ impl Connection {
     }
 
     /// One request, to whichever endpoint is less loaded now.
-    async fn request(self: Rc<Self>, request: Request<Incoming>, ends: Rc<Ends>) -> Response<ResponseBody> {
+    pub(super) async fn request(self: Rc<Self>, request: Request<Incoming>, ends: Rc<Ends>) -> Response<ResponseBody> {
         let grpc = respond::is_grpc(request.headers());
         let host = host_of(&request);
         let mut record = Record::new(

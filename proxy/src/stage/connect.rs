@@ -20,6 +20,7 @@ use weft_certs::{ExpectedServer, SpiffeId, Svid};
 
 use super::body::RequestBody;
 use super::expect::Expectation;
+use super::quiet::Quiet;
 use super::tls::{self, Carries, HandshakeError, Lifetime};
 use super::transport::{Stream, Transport};
 use super::tunnel::Tunnel;
@@ -446,9 +447,13 @@ async fn start_http2(
 }
 
 async fn run_until(end: Instant, connection: impl Future<Output = hyper::Result<()>>) {
-    match tokio::time::timeout_at(end.into(), connection).await {
-        Ok(Ok(())) => {}
-        Ok(Err(error)) => tracing::debug!(%error, "upstream connection ended"),
-        Err(_) => tracing::debug!("upstream connection reached the end of its certificate"),
+    tokio::select! {
+        biased;
+        done = connection => if let Err(error) = done {
+            tracing::debug!(%error, "upstream connection ended");
+        },
+        () = Quiet::new(tokio::time::sleep_until(end.into())) => {
+            tracing::debug!("upstream connection reached the end of its certificate");
+        }
     }
 }

@@ -11,6 +11,7 @@ pub mod filters;
 pub mod forward;
 pub mod frames;
 pub mod policy;
+pub(crate) mod quiet;
 pub mod rate_limit;
 pub mod route;
 pub mod routes;
