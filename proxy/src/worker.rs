@@ -11,7 +11,7 @@ use tokio::runtime::LocalOptions;
 use tokio::sync::watch;
 use tokio::task::spawn_local;
 
-use crate::path::{Phase, Worker, inbound, outbound};
+use crate::path::{Mirrors, Phase, Worker, inbound, outbound};
 use crate::stage::accept;
 use crate::stage::balance::Balancer;
 use crate::stage::connect::{Identity, Upstreams};
@@ -66,6 +66,7 @@ async fn serve(parts: Parts, mut stop: watch::Receiver<bool>) -> std::io::Result
         upstreams: Rc::new(Upstreams::new(parts.mark)),
         server_first: ServerFirst::default(),
         balancer: Balancer::default(),
+        mirrors: Mirrors::default(),
         telemetry: parts.telemetry.worker(),
         own_ports: parts.own_ports,
         local: accept::LocalAddresses::default(),

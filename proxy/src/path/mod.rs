@@ -1,13 +1,18 @@
 //! How a connection travels. READ FIRST: [`inbound`] (network to application), [`outbound`] (application to network),
 //! [`http`] and [`send`], the per-request stack that both share.
+mod attempts;
 pub mod http;
 pub mod inbound;
+mod mirror;
 pub mod outbound;
 mod record;
 mod respond;
+mod routed;
 pub mod send;
 #[cfg(test)]
 mod sizes;
+
+pub use mirror::Mirrors;
 
 use std::cell::Cell;
 use std::rc::Rc;
@@ -52,6 +57,8 @@ pub struct Worker {
     pub server_first: ServerFirst,
     /// Load by endpoint.
     pub balancer: Balancer,
+    /// Copies of requests that are under way.
+    pub mirrors: Mirrors,
     /// Metrics, traces and the access log.
     pub telemetry: WorkerTelemetry,
     /// Ports to which nothing is forwarded.

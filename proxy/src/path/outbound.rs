@@ -16,6 +16,7 @@ use weft_api::workload::{Endpoint, ProtocolHint};
 use super::http::{RequestEnds, host_of, is_tunnel, leave, serve};
 use super::record::{Ending, Record, ResponseBody};
 use super::respond::{self, Answer};
+use super::routed::{self, Hop};
 use super::send::{Forwarding, forward};
 use super::{Closing, Worker, own_party, until};
 use crate::stage::accept::{self, OriginalDst};
@@ -362,6 +363,14 @@ impl Connection {
         }
         let view = self.worker.view();
         let route = view.route(self.original);
+        if let Route::Service { service, port } = &route
+            && let Some(routes) = view.routes(service, *port)
+        {
+            let port = service.ports[*port].port;
+            let hop = Hop { worker: &self.worker, view: &view, routes, port, closing: &self.closing };
+            // Boxed: what has no routes does not carry the room that these need.
+            return Box::pin(routed::request(hop, Permit::of_destination(), request, record)).await;
+        }
         let endpoints: &[Endpoint] = route.endpoints();
         let to = Forwarding {
             worker: &self.worker,

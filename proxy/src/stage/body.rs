@@ -9,6 +9,7 @@ use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 
 use super::expect::{Gate, Withheld};
+use super::tee;
 
 /// Most that hyper buffers of an HTTP/1 connection; bounds the header section (the default is 400 KiB).
 pub const HTTP1_BUFFER: usize = 64 * 1024;
@@ -32,9 +33,23 @@ pub enum RequestBody {
         /// Shut while the server was not heard on whether it wants the body.
         gate: Option<Box<Gate>>,
     },
+    /// As it comes in, and once more should it be sent again.
+    Repeatable(tee::Reader),
+    /// A copy of what another request sends.
+    Copy(tee::Copy),
 }
 
-/// Why a request's body ends before its end.
+impl RequestBody {
+    /// `inner`, whose bytes are counted in `count`.
+    pub fn incoming(inner: Incoming, count: &Rc<Cell<u64>>) -> Self {
+        match inner.is_end_stream() {
+            true => Self::Empty,
+            false => Self::Incoming { inner, count: Rc::clone(count), gate: None },
+        }
+    }
+}
+
+/// Why a body ends before its end.
 #[derive(Debug, thiserror::Error)]
 pub enum BodyError {
     /// It stopped coming.
@@ -43,6 +58,15 @@ pub enum BodyError {
     /// It was never asked for.
     #[error(transparent)]
     Withheld(#[from] Withheld),
+    /// The request is sent again: what is left of it belongs to the next attempt.
+    #[error("the request is being sent again")]
+    Superseded,
+    /// A mirror did not keep up, or the original was broken off.
+    #[error("the copy does not keep up with its original")]
+    CopyCut,
+    /// The time that the request may take is over.
+    #[error("the request took longer than it may")]
+    Deadline,
 }
 
 impl Body for RequestBody {
@@ -65,6 +89,8 @@ impl Body for RequestBody {
                 }
                 polled.map_err(BodyError::from)
             }
+            Self::Repeatable(body) => Pin::new(body).poll_frame(cx),
+            Self::Copy(body) => Pin::new(body).poll_frame(cx),
         }
     }
 
@@ -72,6 +98,8 @@ impl Body for RequestBody {
         match self {
             Self::Empty => true,
             Self::Incoming { inner, .. } => inner.is_end_stream(),
+            Self::Repeatable(body) => body.is_end_stream(),
+            Self::Copy(body) => body.is_end_stream(),
         }
     }
 
@@ -79,6 +107,8 @@ impl Body for RequestBody {
         match self {
             Self::Empty => SizeHint::with_exact(0),
             Self::Incoming { inner, .. } => inner.size_hint(),
+            Self::Repeatable(body) => body.size_hint(),
+            Self::Copy(body) => body.size_hint(),
         }
     }
 }
