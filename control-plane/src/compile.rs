@@ -219,7 +219,12 @@ fn compile_service(
         routes,
     });
     let addresses = service.addresses.iter().copied().take(MAX_ADDRESSES);
-    workload::Service { name: service.name.clone(), addresses: addresses.collect(), ports: ports.collect() }
+    workload::Service {
+        name: service.name.clone(),
+        addresses: addresses.collect(),
+        ports: ports.collect(),
+        traffic: service.traffic,
+    }
 }
 
 /// What a service's port speaks: what it declares, else what the workloads behind it all declare.

@@ -17,6 +17,7 @@ use crate::feed::{bundle_file, identity, workload};
 use crate::path::Phase;
 use crate::probe::Prober;
 use crate::stage::accept;
+use crate::stage::balance::Circuits;
 use crate::stage::connect::Identity;
 use crate::stage::rate_limit::Limiter;
 use crate::stage::route::MeshView;
@@ -95,6 +96,7 @@ async fn supervise(settings: Settings, telemetry: Arc<Telemetry>, listeners: Vec
     let (set_stop, stop) = watch::channel(false);
     let (set_ready, ready) = watch::channel(admin::Readiness::waiting("starting"));
     let open = Arc::new(AtomicUsize::new(0));
+    let circuits = Arc::<Circuits>::default();
 
     serve_admin(&settings, &telemetry, ready, view.clone(), identity.clone())?;
     let mut terminate = signal(SignalKind::terminate())?;
@@ -147,6 +149,8 @@ async fn supervise(settings: Settings, telemetry: Arc<Telemetry>, listeners: Vec
             own_ports: settings.own_ports(),
             mark: settings.args.proxy_mark,
             open: Arc::clone(&open),
+            circuits: Arc::clone(&circuits),
+            workers: settings.workers,
         };
         let stop = stop.clone();
         let thread = std::thread::Builder::new().name(format!("worker-{number}"));

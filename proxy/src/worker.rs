@@ -13,7 +13,7 @@ use tokio::task::spawn_local;
 
 use crate::path::{Mirrors, Phase, Worker, inbound, outbound};
 use crate::stage::accept;
-use crate::stage::balance::Balancer;
+use crate::stage::balance::{Balancer, Circuits};
 use crate::stage::connect::{Identity, Upstreams};
 use crate::stage::detect::ServerFirst;
 use crate::stage::rate_limit::Limiter;
@@ -40,6 +40,10 @@ pub(crate) struct Parts {
     pub(crate) own_ports: [u16; 3],
     pub(crate) mark: Option<u32>,
     pub(crate) open: Arc<AtomicUsize>,
+    /// What all workers together have under way.
+    pub(crate) circuits: Arc<Circuits>,
+    /// How many there are.
+    pub(crate) workers: usize,
 }
 
 /// Runs until `stop` turns true.
@@ -65,7 +69,7 @@ async fn serve(parts: Parts, mut stop: watch::Receiver<bool>) -> std::io::Result
         phase: parts.phase,
         upstreams: Rc::new(Upstreams::new(parts.mark)),
         server_first: ServerFirst::default(),
-        balancer: Balancer::default(),
+        balancer: Balancer::new(parts.circuits, parts.workers),
         mirrors: Mirrors::default(),
         telemetry: parts.telemetry.worker(),
         own_ports: parts.own_ports,
@@ -103,9 +107,6 @@ async fn sweep(worker: Rc<Worker>) {
             changed = changes.changed() => if changed.is_err() { return },
         }
         let view = worker.view();
-        // The application beside us is no endpoint of the model, and stays.
-        let keep = |endpoint: &weft_api::workload::Endpoint| endpoint.workload.is_empty() || view.names(endpoint);
-        worker.upstreams.sweep(keep);
-        worker.balancer.retain(keep);
+        worker.balancer.sweep(|name, family| view.service(name, family), |endpoint| view.names(endpoint));
     }
 }

@@ -206,6 +206,7 @@ fn spans_leave_as_the_proxys_own() -> Result<()> {
             overhead: None,
             request_bytes: 0,
             response_bytes: 0,
+            retries: 0,
             outcome: Outcome::Forwarded,
             peer_identity: None,
             peer_address: None,

@@ -14,7 +14,9 @@ use proptest::sample::{select, subsequence};
 use weft_api::policy::{AppliedPolicy, PolicySet, Reason, Source};
 use weft_api::resource::{DefaultPolicy, LimitKey, NamespacedName, RateLimit};
 use weft_api::wire::{self, SidecarMessage, SignRequest, proto};
-use weft_api::workload::{Endpoint, Inbound, MeshedWorkload, ProtocolHint, Service, ServicePort, WorkloadConfig};
+use weft_api::workload::{
+    Endpoint, Inbound, MeshedWorkload, ProtocolHint, Service, ServicePort, Traffic, WorkloadConfig,
+};
 use weft_certs::{CertificateAuthority, SpiffeId, TrustDomain};
 
 fn name() -> impl Strategy<Value = NamespacedName> {
@@ -53,7 +55,7 @@ fn services() -> impl Strategy<Value = BTreeMap<NamespacedName, Arc<Service>>> {
     btree_map(name(), body, 0..5).prop_map(|services| {
         let service = |(name, (addresses, first, second)): (NamespacedName, (_, Option<_>, Option<_>))| {
             let ports = first.into_iter().chain(second).collect();
-            (name.clone(), Arc::new(Service { name, addresses, ports }))
+            (name.clone(), Arc::new(Service { name, addresses, ports, traffic: Traffic::DEFAULT }))
         };
         services.into_iter().map(service).collect()
     })
@@ -184,7 +186,7 @@ fn full() -> proto::Update {
         },
         services: Arc::new(BTreeMap::from([(
             service.clone(),
-            Arc::new(Service { name: service, addresses: vec![address], ports: vec![port] }),
+            Arc::new(Service { name: service, addresses: vec![address], ports: vec![port], traffic: Traffic::DEFAULT }),
         )])),
         meshed_workloads: Arc::new(BTreeMap::from([(
             NamespacedName::new("a", "w"),

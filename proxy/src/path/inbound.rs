@@ -16,9 +16,9 @@ use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 use weft_api::policy::{HttpRequest, path};
-use weft_api::workload::Endpoint;
 use weft_certs::Peer;
 
+use super::attempt::SendPolicy;
 use super::http::{
     FORWARDED_CLIENT_CERT, RequestEnds, bad_request, begins_websocket, host_of, idle_must_close, is_tunnel, leave,
     serve, told_to_leave,
@@ -28,6 +28,7 @@ use super::respond::{self, Answer};
 use super::send::{Forwarding, forward};
 use super::{Closing, Worker, own_party, until};
 use crate::stage::accept::{self, Accepted, Refused};
+use crate::stage::balance::Destination;
 use crate::stage::connect::{HttpVersion, Identity};
 use crate::stage::detect::{self, Detected, STALL};
 use crate::stage::forward::{self as carry, Side};
@@ -68,6 +69,7 @@ pub async fn handle(worker: Rc<Worker>, stream: TcpStream, peer: SocketAddr) {
     };
     let identity = worker.identity();
     let connection = Rc::new(Connection {
+        application: worker.balancer.application(target),
         ends: ends(&worker.view(), &arrival),
         client_cert: arrival.caller.peer.as_ref().and_then(|peer| forwarded_client_cert(&identity, peer)),
         caller: arrival.caller,
@@ -230,6 +232,7 @@ pub(super) struct Connection {
     caller: Caller,
     client_cert: Option<HeaderValue>,
     target: SocketAddr,
+    application: Rc<Destination>,
     peer: SocketAddr,
     lifetime: Lifetime,
     closing: Closing,
@@ -496,11 +499,11 @@ impl Connection {
             Err(answer) => return leave(&self.closing, record.answer(answer.into_response(grpc))),
         };
         self.tell_application(&mut request);
-        let endpoint = Endpoint { address: self.target, workload: String::new(), identity: None };
         let to = Forwarding {
             worker: &self.worker,
             identity: &self.identity,
-            endpoints: std::slice::from_ref(&endpoint),
+            destination: &self.application,
+            policy: SendPolicy::DEFAULT,
             path,
             closing: &self.closing,
             lifetime: self.lifetime,

@@ -4,13 +4,14 @@
 use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use http::Request;
 use http_body_util::BodyExt;
 use weft_api::workload::Service;
 
 use super::Worker;
+use crate::stage::balance::Tried;
 use crate::stage::body::RequestBody;
 use crate::stage::connect::HttpVersion;
 use crate::stage::route::MeshView;
@@ -67,17 +68,20 @@ pub(crate) fn start(
 /// Sends the copy and reads its answer to the end. `None`: it failed, whichever way.
 async fn send(
     worker: &Rc<Worker>,
-    service: &Service,
+    service: &Arc<Service>,
     port: usize,
     version: HttpVersion,
     copy: Request<RequestBody>,
 ) -> Option<()> {
-    let chosen = worker.balancer.choose(&service.ports[port].endpoints, &[])?;
+    let destination = worker.balancer.service(service, port, None);
+    let mut chosen = destination.choose(&Tried::default(), Instant::now())?;
     let identity = worker.identity();
-    let connected = worker.upstreams.http(&chosen.endpoint, version, &identity, false).await;
+    let connected = worker.upstreams.http(&destination, &chosen.target, version, &identity, false).await;
     let mut sender = connected.inspect_err(|error| tracing::debug!(%error, "mirror not reached")).ok()?;
+    let asked = Instant::now();
     let mut answer = sender.send(copy).await.ok()?;
-    chosen.succeeded();
+    let now = Instant::now();
+    chosen.succeeded(now, now - asked);
     while let Some(frame) = answer.frame().await {
         frame.ok()?;
     }

@@ -1,8 +1,9 @@
 //! How a connection travels. READ FIRST: [`inbound`] (network to application), [`outbound`] (application to network),
 //! [`http`] and [`send`], the per-request stack that both share.
-mod attempts;
+mod attempt;
 pub mod http;
 pub mod inbound;
+mod limits;
 mod mirror;
 pub mod outbound;
 mod record;

@@ -5,7 +5,7 @@
 use std::cell::Cell;
 use std::net::SocketAddr;
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
 use http::{Request, Response, StatusCode};
@@ -13,6 +13,7 @@ use hyper::body::Incoming;
 use tokio::net::TcpStream;
 use weft_api::workload::{Endpoint, ProtocolHint};
 
+use super::attempt::SendPolicy;
 use super::http::{RequestEnds, host_of, is_tunnel, leave, serve};
 use super::record::{Ending, Record, ResponseBody};
 use super::respond::{self, Answer};
@@ -20,7 +21,7 @@ use super::routed::{self, Hop};
 use super::send::{Forwarding, forward};
 use super::{Closing, Worker, own_party, until};
 use crate::stage::accept::{self, OriginalDst};
-use crate::stage::balance::Chosen;
+use crate::stage::balance::{Chosen, Destination, Family, Full, Open, Target, Tried};
 use crate::stage::connect::{Carrier, ConnectError, HttpVersion};
 use crate::stage::detect::{self, Detected, STALL};
 use crate::stage::forward as carry;
@@ -30,7 +31,9 @@ use crate::stage::route::Route;
 use crate::stage::tls::Lifetime;
 use crate::stage::transport::{Stream, Transport};
 use crate::stage::tunnel::Tunnel;
-use crate::telemetry::{ConnectionEvent, Direction, Ends, Kind, OpenConnection, Party, Protocol, Refusal};
+use crate::telemetry::{
+    ConnectionEvent, Direction, Ends, Kind, OpenConnection, Party, Protocol, Refusal, TrafficEvent,
+};
 
 /// How long an application may be silent before its connection is opened to the server all the way, so that a server
 /// that speaks first is heard. Clients that speak first do so well within it.
@@ -73,6 +76,15 @@ pub async fn handle(worker: Rc<Worker>, stream: TcpStream, peer: SocketAddr) {
     }
 }
 
+/// What is to be called. Of a connection that is older than the configuration it may be gone: then nobody is there.
+fn destination_of(worker: &Worker, route: &Route, original: OriginalDst) -> Rc<Destination> {
+    match route {
+        Route::Service { service, port } => worker.balancer.service(service, *port, Some(Family::of(original.0.ip()))),
+        Route::Workload { endpoint, .. } => worker.balancer.address(endpoint),
+        Route::Outside | Route::NoSuchPort => worker.balancer.nowhere(),
+    }
+}
+
 fn refused(worker: &Worker, reason: &'static str, peer: SocketAddr) {
     let refusal =
         Refusal { direction: Direction::Outbound, reason, detail: None, peer_identity: None, peer_address: Some(peer) };
@@ -90,9 +102,9 @@ fn bad_frame(worker: &Worker, fault: FrameError, endpoint: &Endpoint) {
 }
 
 /// Ends what is left of a stream, then keeps its connection for the next one.
-async fn keep(worker: Rc<Worker>, mut tunnel: Tunnel, lifetime: Lifetime, chosen: Chosen) {
+async fn keep(mut tunnel: Tunnel, lifetime: Lifetime, chosen: Chosen) {
     if tunnel.settle().await {
-        worker.upstreams.tunnels.keep(&chosen.endpoint, tunnel, lifetime);
+        chosen.target.pool.tunnels.keep(tunnel, lifetime);
     }
 }
 
@@ -109,7 +121,8 @@ pub(super) struct Connection {
 struct Opened {
     carrier: Carrier,
     lifetime: Lifetime,
-    chosen: Option<Chosen>,
+    /// The endpoint, and its place among the connections; both are free again when the stream ends.
+    held: Option<(Chosen, Open)>,
 }
 
 impl Connection {
@@ -120,7 +133,7 @@ impl Connection {
         let server = server.map(|tcp| Opened {
             carrier: Carrier::Own(Transport::Plain(tcp).rewind(BytesMut::new())),
             lifetime: Lifetime::unbounded(),
-            chosen: None,
+            held: None,
         });
         self.bytes(Transport::Plain(stream).rewind(BytesMut::new()), server, &Route::Outside).await;
     }
@@ -216,29 +229,43 @@ impl Connection {
 
     /// Takes back a stream on which nothing was said.
     fn withdraw(&self, opened: Option<Opened>) {
-        if let Some(Opened { carrier: Carrier::Framed(tunnel), lifetime, chosen: Some(chosen) }) = opened {
-            tokio::task::spawn_local(keep(Rc::clone(&self.worker), tunnel, lifetime, chosen));
+        if let Some(Opened { carrier: Carrier::Framed(tunnel), lifetime, held: Some((chosen, _)) }) = opened {
+            tokio::task::spawn_local(keep(tunnel, lifetime, chosen));
         }
     }
 
     /// Opens a byte stream to one endpoint after another until one is reached.
     async fn open(&self, route: &Route, undecided: bool) -> Result<Opened, ConnectError> {
         let worker = &self.worker;
-        let identity = worker.identity();
-        let mut tried = Vec::new();
+        let destination = destination_of(worker, route, self.original);
+        let Some(room) = destination.connection() else {
+            self.count(TrafficEvent::Shed(Full::Connections.label()));
+            return Err(ConnectError::Full(Full::Connections));
+        };
+        let (identity, patience) = (worker.identity(), destination.traffic().connect_timeout);
+        let mut tried = Tried::default();
         let mut last = None;
-        while let Some(chosen) = worker.balancer.choose(route.endpoints(), &tried) {
-            match worker.upstreams.stream(&chosen.endpoint, undecided, &identity).await {
-                Ok((carrier, lifetime)) => {
-                    chosen.succeeded();
-                    return Ok(Opened { carrier, lifetime, chosen: Some(chosen) });
-                }
+        while let Some(mut chosen) = destination.choose(&tried, Instant::now()) {
+            let opening = Instant::now();
+            let opened = worker.upstreams.stream(&chosen.target, undecided, &identity, patience).await;
+            let now = Instant::now();
+            let ejection = match &opened {
+                Ok(_) => chosen.succeeded(now, now - opening),
+                Err(_) => chosen.unreachable(now),
+            };
+            if let Some(ejection) = ejection {
+                self.count(TrafficEvent::Ejected(ejection.reason.as_str()));
+            }
+            match opened {
+                Ok((carrier, lifetime)) => return Ok(Opened { carrier, lifetime, held: Some((chosen, room)) }),
                 Err(error) => {
                     tracing::debug!(%error, "endpoint not reached");
-                    chosen.failed();
-                    tried.push(chosen.endpoint.clone());
+                    tried.add(&chosen.target);
                     last = Some(error);
                 }
+            }
+            if tried.is_full() {
+                break;
             }
         }
         Err(last.unwrap_or_else(|| {
@@ -247,16 +274,20 @@ impl Connection {
         }))
     }
 
+    fn count(&self, event: TrafficEvent) {
+        self.worker.telemetry.traffic(event, &self.ends.destination);
+    }
+
     /// Carries one byte stream both ways, and reports it.
     async fn bytes(&self, caller: Stream, server: Result<Opened, ConnectError>, route: &Route) {
-        let chosen = server.as_ref().ok().and_then(|opened| opened.chosen.as_ref());
-        let tls = chosen.map_or(self.ends.tls, |chosen| chosen.endpoint.identity.is_some());
+        let held = server.as_ref().ok().and_then(|opened| opened.held.as_ref());
+        let tls = held.map_or(self.ends.tls, |(chosen, _)| chosen.target.endpoint.identity.is_some());
         let open = self.worker.telemetry.connection_opened(&Ends { tls, ..self.ends.clone() });
-        let (outcome, endpoint) = self.carry(caller, server, route, &open).await;
+        let (outcome, target) = self.carry(caller, server, route, &open).await;
         let event = ConnectionEvent {
             outcome: outcome.as_outcome(),
-            peer_identity: endpoint.as_ref().and_then(|e| e.identity.as_ref()).map(|id| id.as_str()),
-            peer_address: Some(endpoint.as_ref().map_or(self.original.0, |e| e.address)),
+            peer_identity: target.as_ref().and_then(|to| to.endpoint.identity.as_ref()).map(|id| id.as_str()),
+            peer_address: Some(target.as_ref().map_or(self.original.0, |to| to.endpoint.address)),
         };
         open.finish(&event);
     }
@@ -270,7 +301,7 @@ impl Connection {
         mut server: Result<Opened, ConnectError>,
         route: &Route,
         open: &OpenConnection,
-    ) -> (Ending, Option<Endpoint>) {
+    ) -> (Ending, Option<Rc<Target>>) {
         // Of bytes that are read a second time.
         let counted = Cell::new(0);
         let sent = |read: u64| {
@@ -281,7 +312,7 @@ impl Connection {
         let received = |read| open.add_received(read);
         let permit = Permit::of_destination();
         loop {
-            let Opened { mut carrier, lifetime, chosen } = match server {
+            let Opened { mut carrier, lifetime, held } = match server {
                 Ok(opened) => opened,
                 Err(error) => {
                     tracing::debug!(%error, "destination not reached");
@@ -299,27 +330,28 @@ impl Connection {
                 done = carried => if done.is_ok() { Ending::Forwarded } else { Ending::Failed("cut") },
                 () = until(lifetime.end) => Ending::Failed("certificate_expired"),
             };
-            let endpoint = chosen.as_ref().map(|chosen| chosen.endpoint.clone());
-            let (Carrier::Framed(mut tunnel), Some(chosen)) = (carrier, chosen) else { return (ending, endpoint) };
+            let target = held.as_ref().map(|(chosen, _)| Rc::clone(&chosen.target));
+            let (Carrier::Framed(mut tunnel), Some((chosen, room))) = (carrier, held) else { return (ending, target) };
             if let Ending::Failed("cut") = ending
                 && let Some(unopened) = tunnel.take_unopened()
             {
                 counted.set(unopened.len() as u64);
+                drop(room);
                 accept::reset_no_more(caller.get_ref().tcp());
                 caller = caller.unread(&unopened);
                 server = self.open(route, false).await;
                 continue;
             }
             if let Some(fault) = tunnel.fault() {
-                bad_frame(&self.worker, fault, &chosen.endpoint);
+                bad_frame(&self.worker, fault, &chosen.target.endpoint);
             }
             match &ending {
                 // Nothing is left to be waited for.
-                Ending::Forwarded => keep(Rc::clone(&self.worker), tunnel, lifetime, chosen).await,
+                Ending::Forwarded => keep(tunnel, lifetime, chosen).await,
                 Ending::Failed("certificate_expired") => {}
-                _ => drop(tokio::task::spawn_local(keep(Rc::clone(&self.worker), tunnel, lifetime, chosen))),
+                _ => drop(tokio::task::spawn_local(keep(tunnel, lifetime, chosen))),
             }
-            return (ending, endpoint);
+            return (ending, target);
         }
     }
 
@@ -371,11 +403,12 @@ impl Connection {
             // Boxed: what has no routes does not carry the room that these need.
             return Box::pin(routed::request(hop, Permit::of_destination(), request, record)).await;
         }
-        let endpoints: &[Endpoint] = route.endpoints();
+        let destination = destination_of(&self.worker, &route, self.original);
         let to = Forwarding {
             worker: &self.worker,
             identity: &self.worker.identity(),
-            endpoints,
+            destination: &destination,
+            policy: SendPolicy::DEFAULT,
             path: None,
             closing: &self.closing,
             lifetime: Lifetime::unbounded(),

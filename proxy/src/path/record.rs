@@ -13,13 +13,13 @@ use http::uri::Uri;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Response};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
-use weft_api::workload::Endpoint;
+use tokio::time::Sleep;
 use weft_certs::SpiffeId;
 
 use super::Worker;
-use crate::stage::balance::Chosen;
+use crate::stage::balance::{Chosen, Target};
 use crate::stage::body::BodyError;
-use crate::stage::connect::Sender;
+use crate::stage::pool::Sender;
 use crate::telemetry::{ActiveSpan, Ends, Outcome, RequestEvent};
 
 /// The gRPC status of a call whose time was over.
@@ -67,6 +67,10 @@ pub(crate) struct Record {
     pub(crate) span: Option<ActiveSpan>,
     /// The rule of a route that decided where it went.
     pub(crate) route: Option<Arc<str>>,
+    /// How often it was sent again.
+    pub(crate) retries: u32,
+    /// The endpoint that was called last.
+    target: Option<Rc<Target>>,
     complete: bool,
 }
 
@@ -96,15 +100,16 @@ impl Record {
             ending: Ending::Forwarded,
             span: None,
             route: None,
+            retries: 0,
+            target: None,
             complete: false,
         })
     }
 
     /// Notes the endpoint that is called. The connection that the request came on may be older than it.
-    pub(crate) fn goes_to(&mut self, endpoint: &Endpoint) {
-        self.peer_address = Some(endpoint.address);
-        self.peer_identity.clone_from(&endpoint.identity);
-        let tls = endpoint.identity.is_some();
+    pub(crate) fn goes_to(&mut self, target: &Rc<Target>) {
+        let tls = target.endpoint.identity.is_some();
+        self.target = Some(Rc::clone(target));
         if self.ends.tls != tls {
             self.ends = Rc::new(Ends { tls, ..(*self.ends).clone() });
         }
@@ -134,6 +139,10 @@ impl Record {
             Ending::Forwarded if !self.complete => Outcome::Cancelled,
             ending => ending.as_outcome(),
         };
+        let (peer_identity, peer_address) = match &self.target {
+            Some(target) => (&target.endpoint.identity, Some(target.endpoint.address)),
+            None => (&self.peer_identity, self.peer_address),
+        };
         let event = RequestEvent {
             ends: &self.ends,
             method: self.method.as_str(),
@@ -151,9 +160,10 @@ impl Record {
             request_bytes: self.request_bytes.get(),
             response_bytes: self.response_bytes,
             outcome,
-            peer_identity: self.peer_identity.as_ref().map(SpiffeId::as_str),
-            peer_address: self.peer_address,
             route: self.route.as_deref(),
+            retries: self.retries,
+            peer_identity: peer_identity.as_ref().map(SpiffeId::as_str),
+            peer_address,
         };
         self.worker.telemetry.request(&event, self.span.take());
     }
@@ -190,7 +200,30 @@ enum Source {
         inner: Incoming,
         /// Goes back to its pool when the answer was read to its end; on the way it counts as load.
         sender: Option<(Sender, Chosen)>,
+        /// Ends it when it brings nothing for long; made only where that is set.
+        idle: Option<Idle>,
     },
+}
+
+/// The time left for the next piece of a body.
+struct Idle {
+    patience: Duration,
+    timer: Pin<Box<Sleep>>,
+}
+
+impl Idle {
+    fn new(patience: Duration) -> Self {
+        Self { patience, timer: Box::pin(tokio::time::sleep(patience)) }
+    }
+
+    /// Ready when the time is over; a piece that came begins it anew.
+    fn poll(&mut self, cx: &mut Context<'_>, came: bool) -> Poll<()> {
+        if came {
+            self.timer.as_mut().reset(tokio::time::Instant::now() + self.patience);
+            return Poll::Pending;
+        }
+        self.timer.as_mut().poll(cx)
+    }
 }
 
 impl ResponseBody {
@@ -206,9 +239,10 @@ impl ResponseBody {
         }
     }
 
-    pub(crate) fn upstream(inner: Incoming, sender: Sender, chosen: Chosen) -> Self {
-        let mut body =
-            Self { source: Source::Upstream { inner, sender: Some((sender, chosen)) }, record: None, deadline: None };
+    /// `patience`: for how long it may bring nothing.
+    pub(crate) fn upstream(inner: Incoming, sender: Sender, chosen: Chosen, patience: Option<Duration>) -> Self {
+        let source = Source::Upstream { inner, sender: Some((sender, chosen)), idle: patience.map(Idle::new) };
+        let mut body = Self { source, record: None, deadline: None };
         if body.is_end_stream() {
             body.finish();
         }
@@ -266,7 +300,14 @@ impl Body for ResponseBody {
         }
         let polled = match &mut this.source {
             Source::Local(text) => Poll::Ready(text.take().map(|text| Ok(Frame::data(text)))),
-            Source::Upstream { inner, .. } => Pin::new(inner).poll_frame(cx).map_err(BodyError::Incoming),
+            Source::Upstream { inner, idle, .. } => {
+                let polled = Pin::new(inner).poll_frame(cx).map_err(BodyError::Incoming);
+                let over = |idle: &mut Idle| idle.poll(cx, polled.is_ready()).is_ready().then_some(idle.patience);
+                match idle.as_mut().and_then(over) {
+                    Some(patience) => Poll::Ready(Some(Err(BodyError::Idle(patience)))),
+                    None => polled,
+                }
+            }
         };
         match &polled {
             Poll::Ready(Some(Ok(frame))) => {
@@ -281,9 +322,12 @@ impl Body for ResponseBody {
                 }
             }
             Poll::Ready(None) => this.finish(),
-            Poll::Ready(Some(Err(_))) => {
+            Poll::Ready(Some(Err(cut))) => {
                 if let Some(record) = &mut this.record {
-                    record.ending = Ending::Failed("response_cut");
+                    record.ending = Ending::Failed(match cut {
+                        BodyError::Idle(_) => "idle_timeout",
+                        _ => "response_cut",
+                    });
                 }
                 this.record = None;
             }

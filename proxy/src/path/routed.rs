@@ -12,23 +12,26 @@ use http::header::{CONNECTION, HOST, LOCATION};
 use http::request::Parts;
 use http::uri::{PathAndQuery, Uri};
 use http::{HeaderValue, Request, Response, StatusCode, Version};
-use hyper::body::Incoming;
+use hyper::body::{Body as _, Incoming};
 use rand::Rng;
 use weft_api::policy::path::{normalize, normalize_host};
 use weft_api::routing::RequestView;
 use weft_api::workload::{ProtocolHint, Service};
 
-use super::attempts::{self, Limits, Outgoing};
+use super::attempt;
 use super::http::{bad_request, begins_websocket, leave};
+use super::limits::Limits;
 use super::record::{Ending, Record, ResponseBody};
 use super::respond::{self, Answer};
 use super::send::{Forwarding, finish, prepare, strip_hop_by_hop, upgrade_of};
 use super::{Closing, Worker, mirror};
+use crate::stage::body::RequestBody;
 use crate::stage::connect::HttpVersion;
 use crate::stage::filters::HeaderEdit;
 use crate::stage::policy::Permit;
 use crate::stage::route::MeshView;
 use crate::stage::routes::{PortRoutes, ReadyBackend, ReadyFilter, ReadyMirror, ReadyRule};
+use crate::stage::tee::Tee;
 use crate::stage::tls::Lifetime;
 use crate::telemetry::{Ends, Party};
 
@@ -107,10 +110,13 @@ pub(crate) async fn request(
         span.inject(&mut head.headers);
     }
 
-    let retry = rule.retry.as_ref().filter(|_| !switches);
+    let repeat = rule.retry.is_some() && !switches;
     // What becomes a byte stream cannot be copied.
     let mirrors = if switches { Vec::new() } else { std::mem::take(&mut changes.mirrors) };
-    let body = Outgoing::new(body, &record.request_bytes, retry.is_some(), !mirrors.is_empty());
+    let body = match !body.is_end_stream() && (repeat || !mirrors.is_empty()) {
+        true => Body::Shared(Tee::new(body, Rc::clone(&record.request_bytes), repeat)),
+        false => Body::Own(RequestBody::incoming(body, &record.request_bytes)),
+    };
     for mirror in mirrors {
         let version = version_to(hop.view.backend(&mirror.service, mirror.port), &asked);
         let mut copy = head.clone();
@@ -124,16 +130,23 @@ pub(crate) async fn request(
     aim(&mut head, version, upgrade.as_ref(), changes.host, changes.path.take(), &record);
 
     let identity = hop.worker.identity();
+    let destination = hop.worker.balancer.service(service, port, None);
+    let limits = Limits::new(rule, repeat, grpc.then_some(&head.headers), record.started);
     let to = Forwarding {
         worker: hop.worker,
         identity: &identity,
-        endpoints: &service.ports[port].endpoints,
+        destination: &destination,
+        policy: limits.policy,
         path: None,
         closing: hop.closing,
         lifetime: Lifetime::unbounded(),
     };
-    let limits = Limits::new(rule, retry, grpc.then_some(&head.headers), record.started);
-    let (sent, until) = attempts::send(&to, head, body, version, &limits, &mut record).await;
+    let (tee, body) = body.into_request();
+    let sent = attempt::send(&to, Request::from_parts(head, body), version, &mut record).await;
+    if let Some(tee) = tee {
+        tee.settle();
+    }
+    let until = sent.as_ref().ok().and_then(|(_, _, chosen)| limits.end(chosen.begun));
     let mut response = finish(&to, sent, caller_side, grpc, record);
     // What was spoken with the backend is no matter of the caller's.
     if response.version() != asked.version {
@@ -146,6 +159,33 @@ pub(crate) async fn request(
         response.body_mut().end_by(until, grpc && asked.version == Version::HTTP_2);
     }
     response
+}
+
+/// The body of a request.
+enum Body {
+    Own(RequestBody),
+    /// It may be sent again, or others get copies.
+    Shared(Tee),
+}
+
+impl Body {
+    /// What a mirror is sent.
+    fn copy(&self) -> RequestBody {
+        match self {
+            Self::Own(_) => RequestBody::Empty,
+            Self::Shared(tee) => RequestBody::Copy(tee.copy()),
+        }
+    }
+
+    fn into_request(self) -> (Option<Tee>, RequestBody) {
+        match self {
+            Self::Own(body) => (None, body),
+            Self::Shared(tee) => {
+                let body = RequestBody::Repeatable(tee.read());
+                (Some(tee), body)
+            }
+        }
+    }
 }
 
 /// Where a request goes.

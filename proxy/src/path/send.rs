@@ -1,27 +1,27 @@
-//! The sending half of the per-request stack: make a request ready for the next hop, send it, follow its answer.
+//! The sending half of the per-request stack: make a request ready for the next hop, send it ([`super::attempt`]), follow its
+//! answer.
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Instant;
 
 use http::header::{CONNECTION, CONTENT_LENGTH, HOST, HeaderName, TE, TRANSFER_ENCODING, UPGRADE};
 use http::request::Parts;
 use http::uri::{Authority, PathAndQuery, Scheme, Uri};
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version};
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
-use weft_api::workload::Endpoint;
 
+use super::attempt::{SendPolicy, Sent, send};
 use super::http::{FORWARDED_CLIENT_CERT, begins_websocket, leave};
 use super::record::{Ending, Record, ResponseBody};
 use super::respond::{self, Answer};
 use super::{Closing, Worker};
-use crate::stage::balance::Chosen;
+use crate::stage::balance::{Chosen, Destination};
 use crate::stage::body::RequestBody;
-use crate::stage::connect::{ConnectError, HttpVersion, Identity, Sender};
+use crate::stage::connect::{HttpVersion, Identity};
 use crate::stage::policy::Permit;
+use crate::stage::pool::Sender;
 use crate::stage::tls::Lifetime;
-use crate::telemetry::Direction;
 
 /// The connection upgrade (such as `websocket`) that a request asks for. An upgrade to h2c is not one: it is dropped.
 pub(crate) fn upgrade_of(headers: &HeaderMap, version: Version) -> Option<HeaderValue> {
@@ -73,8 +73,9 @@ pub(crate) fn strip_hop_by_hop(headers: &mut HeaderMap) {
 pub(crate) struct Forwarding<'a> {
     pub(crate) worker: &'a Rc<Worker>,
     pub(crate) identity: &'a Arc<Identity>,
-    /// Where it may be sent; one after another is tried while no byte of it was sent.
-    pub(crate) endpoints: &'a [Endpoint],
+    pub(crate) destination: &'a Rc<Destination>,
+    /// How long it may take, and when it is sent again.
+    pub(crate) policy: SendPolicy<'a>,
     /// Path and query to send instead of the request's own.
     pub(crate) path: Option<PathAndQuery>,
     pub(crate) closing: &'a Closing,
@@ -145,120 +146,6 @@ pub(crate) fn prepare(
     }
 }
 
-pub(crate) type Sent = Result<(Response<Incoming>, Sender, Chosen), Answer>;
-
-/// Sends to one endpoint after another while nothing of the request was sent; repeats once what is safe to repeat when a
-/// kept connection turns out to be closed.
-pub(crate) async fn send(
-    to: &Forwarding<'_>,
-    request: Request<RequestBody>,
-    version: HttpVersion,
-    record: &mut Record,
-) -> Sent {
-    let worker = to.worker;
-    let mut tried: Vec<Endpoint> = Vec::new();
-    let mut last: Option<Answer> = None;
-    let mut request = request;
-    let mut fresh_only = false;
-    loop {
-        let Some(chosen) = worker.balancer.choose(to.endpoints, &tried) else {
-            return Err(last.unwrap_or_else(|| {
-                Answer::new(StatusCode::SERVICE_UNAVAILABLE, "no_endpoints", "the service has no endpoint")
-            }));
-        };
-        if record.ends.direction == Direction::Outbound {
-            record.goes_to(&chosen.endpoint);
-        }
-        let connecting = Instant::now();
-        let connected = worker.upstreams.http(&chosen.endpoint, version, to.identity, fresh_only).await;
-        record.waited += connecting.elapsed();
-        let mut sender = match connected {
-            Ok(sender) => sender,
-            Err(error) => {
-                tracing::debug!(%error, "endpoint not reached");
-                chosen.failed();
-                last = Some(unreachable(&error));
-                tried.push(chosen.endpoint.clone());
-                continue;
-            }
-        };
-        let copy = repeatable(&request, &sender);
-        let asked = Instant::now();
-        let answer = sender.send(request).await;
-        record.waited += asked.elapsed();
-        match answer {
-            Ok(response) => {
-                chosen.succeeded();
-                return Ok((response, sender, chosen));
-            }
-            Err(mut error) => {
-                let reused = sender.is_reused();
-                match error.take_message().or(copy) {
-                    // Not sent, or sent on a kept connection and safe to repeat: once more on a connection of its own.
-                    Some(unsent) if reused && !fresh_only => {
-                        request = unsent;
-                        sender.discard();
-                        fresh_only = true;
-                    }
-                    Some(unsent) => {
-                        request = unsent;
-                        chosen.failed();
-                        tried.push(chosen.endpoint.clone());
-                        last = Some(no_answer(error.error()));
-                    }
-                    None => return Err(no_answer(error.error())),
-                }
-            }
-        }
-    }
-}
-
-/// A copy of a request that may be repeated when a kept HTTP/1 connection closes without an answer: without body,
-/// idempotent (RFC 9110 section 9.2.2). HTTP/2 says which requests were not processed; a stream that the server reset is
-/// its answer.
-fn repeatable(request: &Request<RequestBody>, sender: &Sender) -> Option<Request<RequestBody>> {
-    let idempotent = matches!(
-        *request.method(),
-        Method::GET | Method::HEAD | Method::OPTIONS | Method::TRACE | Method::DELETE | Method::PUT
-    );
-    if matches!(sender, Sender::Http2(_))
-        || !sender.is_reused()
-        || !idempotent
-        || !matches!(request.body(), RequestBody::Empty)
-        || request.headers().contains_key(UPGRADE)
-    {
-        return None;
-    }
-    let mut copy = Request::new(RequestBody::Empty);
-    *copy.method_mut() = request.method().clone();
-    *copy.uri_mut() = request.uri().clone();
-    *copy.version_mut() = request.version();
-    *copy.headers_mut() = request.headers().clone();
-    Some(copy)
-}
-
-fn unreachable(error: &ConnectError) -> Answer {
-    let status = if error.label() == "connect_timeout" { StatusCode::GATEWAY_TIMEOUT } else { StatusCode::BAD_GATEWAY };
-    Answer::new(status, error.label(), error.to_string())
-}
-
-fn no_answer(error: &hyper::Error) -> Answer {
-    let reset = reset_by_server(error);
-    let label = match reset {
-        Some(_) => "reset_by_server",
-        None if error.is_parse() => "bad_answer",
-        None => "no_answer",
-    };
-    let text = format!("the server ended the connection without a valid answer: {error}");
-    Answer { reset, ..Answer::new(StatusCode::BAD_GATEWAY, label, text) }
-}
-
-/// The code with which the server reset the request's stream, if that is what it did.
-fn reset_by_server(error: &hyper::Error) -> Option<h2::Reason> {
-    let error = std::error::Error::source(error)?.downcast_ref::<h2::Error>()?;
-    error.reason().filter(|_| error.is_reset() && error.is_remote())
-}
-
 /// Turns what came back into the caller's answer.
 pub(crate) fn finish(
     to: &Forwarding<'_>,
@@ -282,7 +169,8 @@ pub(crate) fn finish(
             if response.version() == Version::HTTP_10 {
                 *response.version_mut() = Version::HTTP_11;
             }
-            response.map(|body| ResponseBody::upstream(body, sender, chosen))
+            let patience = to.destination.traffic().idle_timeout;
+            response.map(|body| ResponseBody::upstream(body, sender, chosen, patience))
         }
         (Err(answer), _) => {
             record.ending = Ending::Failed(answer.label);

@@ -35,6 +35,8 @@ pub enum RequestBody {
     },
     /// As it comes in, and once more should it be sent again.
     Repeatable(tee::Reader),
+    /// The same from its beginning, not begun.
+    Again(tee::Tee),
     /// A copy of what another request sends.
     Copy(tee::Copy),
 }
@@ -45,6 +47,23 @@ impl RequestBody {
         match inner.is_end_stream() {
             true => Self::Empty,
             false => Self::Incoming { inner, count: Rc::clone(count), gate: None },
+        }
+    }
+
+    /// The same body once more, where it may be at hand whole: to be [begun](Self::begin) when it is needed.
+    pub fn copy(&self) -> Option<Self> {
+        match self {
+            Self::Empty => Some(Self::Empty),
+            Self::Repeatable(body) => body.again().map(Self::Again),
+            Self::Incoming { .. } | Self::Copy(_) | Self::Again(_) => None,
+        }
+    }
+
+    /// Makes what was copied ready to be sent. `None`: it is not at hand whole any more.
+    pub fn begin(self) -> Option<Self> {
+        match self {
+            Self::Again(body) => body.can_repeat().then(|| Self::Repeatable(body.read())),
+            other => Some(other),
         }
     }
 }
@@ -64,6 +83,9 @@ pub enum BodyError {
     /// A mirror did not keep up, or the original was broken off.
     #[error("the copy does not keep up with its original")]
     CopyCut,
+    /// Nothing came for too long.
+    #[error("the answer brought nothing for {0:?}")]
+    Idle(std::time::Duration),
     /// The time that the request may take is over.
     #[error("the request took longer than it may")]
     Deadline,
@@ -90,6 +112,7 @@ impl Body for RequestBody {
                 polled.map_err(BodyError::from)
             }
             Self::Repeatable(body) => Pin::new(body).poll_frame(cx),
+            Self::Again(_) => Poll::Ready(Some(Err(BodyError::Superseded))),
             Self::Copy(body) => Pin::new(body).poll_frame(cx),
         }
     }
@@ -99,6 +122,7 @@ impl Body for RequestBody {
             Self::Empty => true,
             Self::Incoming { inner, .. } => inner.is_end_stream(),
             Self::Repeatable(body) => body.is_end_stream(),
+            Self::Again(_) => false,
             Self::Copy(body) => body.is_end_stream(),
         }
     }
@@ -108,6 +132,7 @@ impl Body for RequestBody {
             Self::Empty => SizeHint::with_exact(0),
             Self::Incoming { inner, .. } => inner.size_hint(),
             Self::Repeatable(body) => body.size_hint(),
+            Self::Again(_) => SizeHint::default(),
             Self::Copy(body) => body.size_hint(),
         }
     }

@@ -11,6 +11,7 @@ pub mod filters;
 pub mod forward;
 pub mod frames;
 pub mod policy;
+pub mod pool;
 pub(crate) mod quiet;
 pub mod rate_limit;
 pub mod route;

@@ -8,6 +8,7 @@ use weft_api::resource::NamespacedName;
 use weft_api::workload::{Endpoint, MeshedWorkload, ProtocolHint, Service, WorkloadConfig};
 
 use super::accept::OriginalDst;
+use super::balance::Family;
 use super::routes::PortRoutes;
 
 /// A [`WorkloadConfig`] indexed by address.
@@ -17,8 +18,6 @@ pub struct MeshView {
     pub config: WorkloadConfig,
     services: HashMap<IpAddr, Arc<Service>>,
     workloads: HashMap<IpAddr, Arc<MeshedWorkload>>,
-    /// Addresses of the workload beside us.
-    own: Vec<IpAddr>,
     /// Services that the workload beside us stands behind itself, as they are seen from here.
     beside: HashMap<NamespacedName, Arc<Service>>,
     /// Of the Services whose ports have routes: by the index of the port.
@@ -82,7 +81,7 @@ impl MeshView {
             .values()
             .flat_map(|workload| workload.addresses.iter().map(|address| (*address, Arc::clone(workload))))
             .collect();
-        Self { config, services, workloads, own, beside, routes }
+        Self { config, services, workloads, beside, routes }
     }
 
     /// A Service by its name, as it is seen from here, and the index of its port.
@@ -123,22 +122,22 @@ impl MeshView {
         }
     }
 
-    /// Whether `endpoint` is still what the control plane names at that address.
+    /// A Service by its name, as it is reached by its addresses of one family, or with all its endpoints.
+    pub fn service(&self, name: &NamespacedName, family: Option<Family>) -> Option<Arc<Service>> {
+        let service = self.beside.get(name).or_else(|| self.config.services.get(name))?;
+        match family {
+            None => Some(Arc::clone(service)),
+            Some(family) => {
+                let address = service.addresses.iter().find(|address| Family::of(**address) == family)?;
+                self.services.get(address).filter(|there| there.name == *name).cloned()
+            }
+        }
+    }
+
+    /// Whether `endpoint` is still the workload that the control plane names at that address.
     pub fn names(&self, endpoint: &Endpoint) -> bool {
-        let by_service = || {
-            self.config
-                .services
-                .values()
-                .flat_map(|s| &s.ports)
-                .flat_map(|p| &p.endpoints)
-                .any(|known| known == endpoint)
-        };
-        let by_address = || {
-            self.workloads
-                .get(&endpoint.address.ip())
-                .is_some_and(|workload| Some(&workload.identity) == endpoint.identity.as_ref())
-        };
-        self.own.contains(&endpoint.address.ip()) || by_service() || by_address()
+        let workload = self.workloads.get(&endpoint.address.ip());
+        workload.is_some_and(|workload| Some(&workload.identity) == endpoint.identity.as_ref())
     }
 }
 
@@ -227,7 +226,7 @@ impl Route {
 
 #[cfg(test)]
 mod tests {
-    use weft_api::workload::ServicePort;
+    use weft_api::workload::{ServicePort, Traffic};
 
     use super::*;
 
@@ -242,7 +241,12 @@ mod tests {
         let service = |identities: &[Option<_>]| {
             let endpoints = identities.iter().map(endpoint).collect();
             let ports = vec![ServicePort { port: 80, protocol: ProtocolHint::Detect, endpoints, routes: Vec::new() }];
-            let service = Service { name: NamespacedName::new("shop", "users"), addresses: Vec::new(), ports };
+            let service = Service {
+                name: NamespacedName::new("shop", "users"),
+                addresses: Vec::new(),
+                ports,
+                traffic: Traffic::DEFAULT,
+            };
             Route::Service { service: Arc::new(service), port: 0 }
         };
         for (route, secured) in [

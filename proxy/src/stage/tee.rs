@@ -195,6 +195,13 @@ fn duplicate(frame: &Frame<Bytes>) -> Frame<Bytes> {
     }
 }
 
+impl<B> Reader<B> {
+    /// The body, if it may be read again.
+    pub fn again(&self) -> Option<Tee<B>> {
+        self.original.borrow().keeping.then(|| Tee(Rc::clone(&self.original)))
+    }
+}
+
 impl<B: Body<Data = Bytes, Error: Into<BodyError>> + Unpin> Body for Reader<B> {
     type Data = Bytes;
     type Error = BodyError;

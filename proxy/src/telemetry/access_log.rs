@@ -2,7 +2,7 @@
 //!
 //! Fields, all optional but `time`, `kind`, `direction` and `outcome`: `protocol`, `source`, `source_namespace`,
 //! `destination`, `destination_namespace`, `tls`, `peer` (SPIFFE ID), `peer_address`, `method`, `path`, `host`, `status`,
-//! `grpc_status`, `duration_ms`, `overhead_ms`, `request_bytes`, `response_bytes` (for byte streams: sent and received),
+//! `grpc_status`, `retries`, `duration_ms`, `overhead_ms`, `request_bytes`, `response_bytes` (for byte streams: sent and received),
 //! `route`, `policy`, `limit`, `reason`, `detail`, `trace_id`, `span_id`, `suppressed` (how many refusals went unlogged since the
 //! last that was). `kind` is `access`.
 //!
@@ -117,6 +117,8 @@ struct RequestFields<'a> {
     grpc_status: Option<u16>,
     #[serde(skip_serializing_if = "Option::is_none")]
     route: Option<Text<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    retries: Option<u32>,
 }
 
 #[derive(Default, Serialize)]
@@ -150,6 +152,7 @@ impl AccessLog {
                 status: (event.status != 0).then_some(event.status),
                 grpc_status: event.grpc_status,
                 route: event.route.map(Text),
+                retries: (event.retries != 0).then_some(event.retries),
             }),
             duration_ms: Some(millis(event.duration)),
             overhead_ms: event.overhead.map(millis),

@@ -75,6 +75,7 @@ pub(super) fn event(ends: &Ends) -> RequestEvent<'_> {
         overhead: Some(Duration::from_micros(40)),
         request_bytes: 0,
         response_bytes: 12,
+        retries: 0,
         outcome: Outcome::Forwarded,
         peer_identity: Some("spiffe://cluster.local/ns/shop/sa/orders"),
         peer_address: Some(SocketAddr::from(([10, 0, 0, 7], 40_000))),

@@ -23,6 +23,7 @@ mod route;
 mod schema;
 mod service;
 mod target;
+mod traffic;
 mod workload;
 mod yaml;
 
@@ -39,6 +40,7 @@ pub use reference_grant::{GrantFrom, GrantTo, ReferenceGrant};
 pub use route::{ParentRef, Route};
 pub use service::{Service, ServicePort, TargetPort};
 pub use target::{Subject, Target};
+pub use traffic::traffic_annotations;
 pub use workload::{Workload, WorkloadPort};
 
 pub(crate) use yaml::parse_text;

@@ -7,7 +7,7 @@ use super::metadata::{Scope, annotation};
 use super::node::{At, Fields};
 use super::protocol::{self, PORT_PROTOCOLS_ANNOTATION};
 use super::{Metadata, NamespacedName, ResourceError};
-use crate::workload::ProtocolHint;
+use crate::workload::{ProtocolHint, Traffic};
 
 /// A Service.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,6 +24,8 @@ pub struct Service {
     pub selector: BTreeMap<String, String>,
     /// Its TCP ports; others are not the mesh's concern and are left out.
     pub ports: Vec<ServicePort>,
+    /// How calls to it are carried.
+    pub traffic: Traffic,
 }
 
 /// A port of a Service.
@@ -80,6 +82,7 @@ impl Service {
             addresses: addresses(&spec)?,
             selector,
             ports,
+            traffic: super::traffic::annotations(document)?,
         })
     }
 }
