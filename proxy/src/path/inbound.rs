@@ -226,16 +226,16 @@ fn refused(worker: &Worker, reason: &'static str, detail: Option<&str>, peer: So
 
 /// A connection on its way to the application.
 pub(super) struct Connection {
-    worker: Rc<Worker>,
-    identity: Arc<Identity>,
-    ends: Ends,
-    caller: Caller,
-    client_cert: Option<HeaderValue>,
-    target: SocketAddr,
-    application: Rc<Destination>,
-    peer: SocketAddr,
-    lifetime: Lifetime,
-    closing: Closing,
+    pub(super) worker: Rc<Worker>,
+    pub(super) identity: Arc<Identity>,
+    pub(super) ends: Ends,
+    pub(super) caller: Caller,
+    pub(super) client_cert: Option<HeaderValue>,
+    pub(super) target: SocketAddr,
+    pub(super) application: Rc<Destination>,
+    pub(super) peer: SocketAddr,
+    pub(super) lifetime: Lifetime,
+    pub(super) closing: Closing,
 }
 
 impl Connection {
@@ -459,7 +459,7 @@ impl Connection {
         taken.inspect_err(|limited| telemetry.rate_limit(true, &limited.policy, &limited.limit))
     }
 
-    async fn http(self: Rc<Self>, stream: Stream, version: HttpVersion) {
+    pub(super) async fn http(self: Rc<Self>, stream: Stream, version: HttpVersion) {
         let (worker, closing) = (Rc::clone(&self.worker), self.closing.clone());
         let (lifetime, peer) = (self.lifetime, self.peer);
         let ends = RequestEnds::new(self.ends.clone());

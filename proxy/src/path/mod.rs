@@ -1,5 +1,7 @@
 //! How a connection travels. READ FIRST: [`inbound`] (network to application), [`outbound`] (application to network),
 //! [`http`] and [`send`], the per-request stack that both share.
+#[cfg(test)]
+mod allocations;
 mod attempt;
 pub mod http;
 pub mod inbound;

@@ -110,11 +110,11 @@ async fn keep(mut tunnel: Tunnel, lifetime: Lifetime, chosen: Chosen) {
 
 /// A connection on its way out.
 pub(super) struct Connection {
-    worker: Rc<Worker>,
-    ends: Ends,
-    original: OriginalDst,
-    peer: SocketAddr,
-    closing: Closing,
+    pub(super) worker: Rc<Worker>,
+    pub(super) ends: Ends,
+    pub(super) original: OriginalDst,
+    pub(super) peer: SocketAddr,
+    pub(super) closing: Closing,
 }
 
 /// The server's side of a byte stream, secured if the endpoint has an identity.
@@ -355,7 +355,7 @@ impl Connection {
         }
     }
 
-    async fn http(self: Rc<Self>, stream: Stream, version: HttpVersion) {
+    pub(super) async fn http(self: Rc<Self>, stream: Stream, version: HttpVersion) {
         let (worker, closing, peer) = (Rc::clone(&self.worker), self.closing.clone(), self.peer);
         let ends = RequestEnds::new(self.ends.clone());
         let handler = move |request: Request<Incoming>| {

@@ -212,9 +212,10 @@ impl Upstreams {
             return Ok(kept);
         }
         let _pending = destination.wait().map_err(ConnectError::Full)?;
+        // Boxed: a request on a kept connection does not carry the room that a handshake needs.
         match version {
-            HttpVersion::Http1 => self.new_http1(destination, target, identity).await,
-            HttpVersion::Http2 => self.new_http2(destination, target, identity).await,
+            HttpVersion::Http1 => Box::pin(self.new_http1(destination, target, identity)).await,
+            HttpVersion::Http2 => Box::pin(self.new_http2(destination, target, identity)).await,
         }
     }
 
