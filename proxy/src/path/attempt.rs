@@ -15,6 +15,7 @@ use http_body::Body;
 use hyper::body::Incoming;
 use rand::Rng;
 
+use super::exact;
 use super::record::Record;
 use super::respond::Answer;
 use super::send::Forwarding;
@@ -214,6 +215,10 @@ async fn attempt(
                 };
             }
             Some(Err(mut error)) => {
+                // The caller's fault says nothing of the server.
+                if let Some(failure) = record.request_body.failure.get() {
+                    return given_up(exact::body_failed(failure));
+                }
                 let (unsent, reused) = (error.take_message(), sender.is_reused());
                 let error = error.into_error();
                 let untouched = unsent.is_some();
