@@ -9,7 +9,7 @@ use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
 use hyper::ext::Protocol as Protocol8441;
 use hyper::server::conn::{http1, http2};
-use hyper::service::service_fn;
+use hyper::service::{Service as _, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 
 use super::record::ResponseBody;
@@ -62,6 +62,8 @@ where
     let io = TokioIo::new(stream);
     match version {
         HttpVersion::Http1 => {
+            // hyper keeps room for one answer's future with the connection: between two requests it shall be a pointer.
+            let service = service_fn(move |request| Box::pin(service.call(request)));
             let connection = http1::Builder::new()
                 .timer(TokioTimer::new())
                 .header_read_timeout(IDLE_TIMEOUT)
@@ -71,7 +73,7 @@ where
                 .auto_date_header(false)
                 .serve_connection(io, service)
                 .with_upgrades();
-            tokio::pin!(connection);
+            let mut connection = Box::pin(connection);
             tokio::select! {
                 done = connection.as_mut() => return done,
                 () = told_to_leave(worker, lifetime) => closing.set(),
@@ -98,7 +100,7 @@ where
                 .auto_date_header(false)
                 .enable_connect_protocol()
                 .serve_connection(io, service);
-            tokio::pin!(connection);
+            let mut connection = Box::pin(connection);
             tokio::select! {
                 done = connection.as_mut() => return done,
                 // GOAWAY is sent twice (RFC 9113 section 6.8): no stream on its way is lost.
