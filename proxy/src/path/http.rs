@@ -110,7 +110,7 @@ where
         .auto_date_header(false)
         .serve_connection(TokioIo::new(guard), service)
         .with_upgrades();
-    tokio::pin!(connection);
+    let mut connection = Box::pin(connection);
     let served = async {
         tokio::select! {
             biased;
@@ -159,7 +159,7 @@ where
         .auto_date_header(false)
         .enable_connect_protocol()
         .serve_connection(TokioIo::new(guard), service);
-    tokio::pin!(connection);
+    let mut connection = Box::pin(connection);
     let served = async {
         tokio::select! {
             biased;

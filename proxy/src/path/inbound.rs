@@ -47,7 +47,8 @@ const FORWARDED_CLIENT_CERT_UNDERSCORED: HeaderName = HeaderName::from_static("x
 /// A sidecar's connection without a byte stream for this long is closed. Longer than clients keep idle ones.
 const STREAM_TIMEOUT: Duration = Duration::from_secs(120);
 
-/// One connection from the network to our application.
+/// One connection from the network to our application. Its phases are boxed: a connection that waits, perhaps for hours,
+/// holds the memory of its own phase and not of the largest.
 pub async fn handle(worker: Rc<Worker>, stream: TcpStream, peer: SocketAddr) {
     let _open = worker.count();
     let accepted = match accept::original_dst(stream, peer, &worker.own_ports) {
@@ -62,7 +63,7 @@ pub async fn handle(worker: Rc<Worker>, stream: TcpStream, peer: SocketAddr) {
         refused(&worker, Refused::NotLocal.label(), None, peer);
         return accept::reset(accepted.stream);
     }
-    let arrival = match arrive(accepted, &worker).await {
+    let arrival = match Box::pin(arrive(accepted, &worker)).await {
         Ok(Some(arrival)) => arrival,
         Ok(None) => return,
         Err((label, detail)) => return refused(&worker, label, Some(&detail), peer),
@@ -82,11 +83,11 @@ pub async fn handle(worker: Rc<Worker>, stream: TcpStream, peer: SocketAddr) {
     });
     let Arrival { stream, seen, server, .. } = arrival;
     match arrival.content {
-        Content::Http1 => connection.http(stream.rewind(seen), HttpVersion::Http1).await,
-        Content::Http2 => connection.http(stream.rewind(seen), HttpVersion::Http2).await,
-        Content::Streams => connection.streams(stream).await,
-        Content::Bytes => connection.bytes(&mut stream.rewind(seen), server).await,
-        Content::Unknown => connection.detect(stream, seen, server).await,
+        Content::Http1 => Box::pin(connection.http(stream.rewind(seen), HttpVersion::Http1)).await,
+        Content::Http2 => Box::pin(connection.http(stream.rewind(seen), HttpVersion::Http2)).await,
+        Content::Streams => Box::pin(connection.streams(stream)).await,
+        Content::Bytes => Box::pin(connection.bytes(&mut stream.rewind(seen), server)).await,
+        Content::Unknown => Box::pin(connection.detect(stream, seen, server)).await,
     }
 }
 
@@ -264,9 +265,9 @@ impl Connection {
         };
         let mut stream = stream.rewind(seen);
         match detected {
-            Detected::Http1 => self.http(stream, HttpVersion::Http1).await,
-            Detected::Http2 => self.http(stream, HttpVersion::Http2).await,
-            Detected::Opaque => self.bytes(&mut stream, server).await,
+            Detected::Http1 => Box::pin(self.http(stream, HttpVersion::Http1)).await,
+            Detected::Http2 => Box::pin(self.http(stream, HttpVersion::Http2)).await,
+            Detected::Opaque => Box::pin(self.bytes(&mut stream, server)).await,
         }
     }
 
@@ -276,10 +277,10 @@ impl Connection {
         let mut tunnel = Tunnel::new(transport, self.target.port());
         while let Some(open) = self.next_stream(&mut tunnel).await {
             match open.undecided {
-                false => self.bytes(&mut tunnel, None).await,
+                false => Box::pin(self.bytes(&mut tunnel, None)).await,
                 true => {
                     if let Some(server) = self.first_of_stream(&mut tunnel).await {
-                        self.bytes(&mut tunnel, server).await;
+                        Box::pin(self.bytes(&mut tunnel, server)).await;
                     }
                 }
             }

@@ -125,3 +125,20 @@ pub(crate) fn own_party(view: &MeshView) -> Party {
 pub(crate) async fn until(instant: Instant) {
     tokio::time::sleep_until(instant.into()).await;
 }
+
+#[cfg(test)]
+mod tests {
+    /// Thousands of connections wait at a time: what each holds beside its buffers counts.
+    #[test]
+    fn a_connection_that_waits_to_be_known_is_small() {
+        fn size_of_future<A, B, C, F>(_: impl FnOnce(A, B, C) -> F) -> usize {
+            size_of::<F>()
+        }
+        for (what, size, most) in [
+            ("inbound", size_of_future(super::inbound::handle), 1024),
+            ("outbound", size_of_future(super::outbound::handle), 2048),
+        ] {
+            assert!(size <= most, "{what}: {size} bytes, of {most} at most");
+        }
+    }
+}

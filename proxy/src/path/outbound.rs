@@ -40,7 +40,8 @@ use crate::telemetry::{
 /// that speaks first is heard. Clients that speak first do so well within it.
 const HEAD_START: Duration = Duration::from_millis(2);
 
-/// One connection from our application to the network.
+/// One connection from our application to the network. Its phases are boxed: a connection that waits, perhaps for hours,
+/// holds the memory of its own phase and not of the largest.
 pub async fn handle(worker: Rc<Worker>, stream: TcpStream, peer: SocketAddr) {
     let _open = worker.count();
     let accepted = match accept::original_dst(stream, peer, &[]) {
@@ -72,7 +73,7 @@ pub async fn handle(worker: Rc<Worker>, stream: TcpStream, peer: SocketAddr) {
             refused(&connection.worker, "no_such_port", peer);
             accept::reset(accepted.stream);
         }
-        Route::Outside => connection.pass_through(accepted.stream).await,
+        Route::Outside => Box::pin(connection.pass_through(accepted.stream)).await,
         Route::Service { .. } | Route::Workload { .. } => connection.to_mesh(accepted.stream, &route).await,
     }
 }
@@ -147,23 +148,23 @@ impl Connection {
             ProtocolHint::Http2 => Detected::Http2,
             ProtocolHint::Opaque => Detected::Opaque,
             ProtocolHint::Detect if self.worker.server_first.contains(self.original.0) => {
-                return self.undecided(stream, seen, route).await;
+                return Box::pin(self.undecided(stream, seen, route)).await;
             }
             ProtocolHint::Detect => {
                 match tokio::time::timeout(HEAD_START, detect::first_bytes(&mut stream, &mut seen, Some(STALL))).await {
                     Ok(Ok(detected)) => detected,
                     Ok(Err(_)) => return,
-                    Err(_) => return self.undecided(stream, seen, route).await,
+                    Err(_) => return Box::pin(self.undecided(stream, seen, route)).await,
                 }
             }
         };
         let stream = Transport::Plain(stream).rewind(seen);
         match detected {
-            Detected::Http1 => self.http(stream, HttpVersion::Http1).await,
-            Detected::Http2 => self.http(stream, HttpVersion::Http2).await,
+            Detected::Http1 => Box::pin(self.http(stream, HttpVersion::Http1)).await,
+            Detected::Http2 => Box::pin(self.http(stream, HttpVersion::Http2)).await,
             Detected::Opaque => {
-                let server = self.open(route, false).await;
-                self.bytes(stream, server, route).await;
+                let server = Box::pin(self.open(route, false)).await;
+                Box::pin(self.bytes(stream, server, route)).await;
             }
         }
     }
@@ -180,7 +181,7 @@ impl Connection {
             done = &mut opening => match done {
                 Err(error) => {
                     let caller = Transport::Plain(stream).rewind(seen);
-                    return self.bytes(caller, Err(error), route).await;
+                    return Box::pin(self.bytes(caller, Err(error), route)).await;
                 }
                 Ok(mut server) => {
                     let first = tokio::select! {
@@ -204,12 +205,12 @@ impl Connection {
             Ok(Some(Detected::Http1)) => {
                 self.withdraw(opened);
                 known.forget(self.original.0);
-                self.http(caller, HttpVersion::Http1).await;
+                Box::pin(self.http(caller, HttpVersion::Http1)).await;
             }
             Ok(Some(Detected::Http2)) => {
                 self.withdraw(opened);
                 known.forget(self.original.0);
-                self.http(caller, HttpVersion::Http2).await;
+                Box::pin(self.http(caller, HttpVersion::Http2)).await;
             }
             Ok(Some(Detected::Opaque)) => {
                 known.forget(self.original.0);
@@ -217,12 +218,12 @@ impl Connection {
                     Some(server) => Ok(server),
                     None => opening.await,
                 };
-                self.bytes(caller, server, route).await;
+                Box::pin(self.bytes(caller, server, route)).await;
             }
             Ok(None) => {
                 known.remember(self.original.0);
                 if let Some(server) = opened {
-                    self.bytes(caller, Ok(server), route).await;
+                    Box::pin(self.bytes(caller, Ok(server), route)).await;
                 }
             }
         }
