@@ -23,13 +23,16 @@ pub(crate) fn host_of<B>(request: &Request<B>) -> Result<Option<HeaderValue>, An
         return Err(Answer::new(StatusCode::METHOD_NOT_ALLOWED, "connect", "CONNECT is not allowed here"));
     }
     let host = one_host(request)?;
-    match uri.scheme_str() {
-        // An https URI is for TLS of the caller's own, which never is HTTP to us (RFC 9110 section 4.2.2).
-        Some("https") if request.version() < Version::HTTP_2 => {
+    if let Some(scheme) = uri.scheme_str() {
+        let is = |name: &str| scheme.eq_ignore_ascii_case(name);
+        // An https URI is for TLS of the caller's own, which never is HTTP to us (RFC 9110 section 4.2.2). In HTTP/2
+        // clients say https of what they were told to reach, whoever ended TLS for them.
+        if is("https") && request.version() < Version::HTTP_2 {
             return Err(bad_request("scheme", "an https target outside of TLS"));
         }
-        None | Some("http" | "https") => {}
-        Some(_) => return Err(bad_request("scheme", "the scheme is not http or https")),
+        if !is("http") && !is("https") {
+            return Err(bad_request("scheme", "the scheme is not http or https"));
+        }
     }
     let expectations = request.headers().get_all(EXPECT).iter();
     // RFC 9110 section 10.1.1: there is no other.
@@ -150,6 +153,7 @@ mod tests {
             (two, "http://a/", &[("host", "b")], Err((400, "host"))),
             (two, "/", &[], Err((400, "host"))),
             (two, "/", &[("host", "b")], Ok(Some("b"))),
+            (two, "HttpS://a/", &[], Ok(Some("a"))),
             (two, "ftp://a/", &[], Err((400, "scheme"))),
         ];
         for (version, target, fields, expected) in rows {
