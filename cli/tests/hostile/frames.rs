@@ -147,12 +147,18 @@ pub fn rows() -> Vec<u32> {
 
 fn malformed() -> Result<()> {
     let bench = Bench::start("malformed2")?;
+    let pass = || {
+        for (row, bytes, want) in table() {
+            let name = format!("row {row}: {:?}", String::from_utf8_lossy(&bytes[..bytes.len().min(120)]));
+            let sent = [opening(&[]), bytes].concat();
+            bench.judge(&name, &bench.http2, want, || bench.send_http2(&bench.http2, sent, false))?;
+        }
+        anyhow::Ok(())
+    };
+    // What the first time costs, once, is not taken for what each time does.
+    pass()?;
     let before = bench.memory()?;
-    for (row, bytes, want) in table() {
-        let name = format!("row {row}: {:?}", String::from_utf8_lossy(&bytes[..bytes.len().min(120)]));
-        let sent = [opening(&[]), bytes].concat();
-        bench.judge(&name, &bench.http2, want, || bench.send_http2(&bench.http2, sent, false))?;
-    }
+    pass()?;
     let grown = bench.memory()?.saturating_sub(before);
     ensure!(grown < 10 << 20, "the sidecar's memory grew by {grown} bytes");
     Ok(())

@@ -136,7 +136,8 @@ mod tests {
     #[test]
     fn a_request_names_one_host_or_is_refused() {
         let (one, two) = (Version::HTTP_11, Version::HTTP_2);
-        let rows: &[(Version, &str, &[(&str, &str)], Result<Option<&str>, (u16, &str)>)] = &[
+        type Found<'a> = Result<Option<&'a str>, (u16, &'a str)>;
+        let rows: &[(Version, &str, &[(&str, &str)], Found<'_>)] = &[
             (one, "/", &[("host", "a")], Ok(Some("a"))),
             (one, "http://b/", &[("host", "a")], Ok(Some("b"))),
             (Version::HTTP_10, "/", &[], Ok(None)),
