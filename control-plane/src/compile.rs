@@ -10,11 +10,15 @@ use weft_api::policy::{AppliedPolicy, PolicySet};
 use weft_api::resource::{
     NamespacedName, RateLimit, Service, ServicePort, SliceEndpoint, Subject, TargetPort, Workload,
 };
+use weft_api::routing::Route;
 use weft_api::wire::{MAX_ADDRESSES, MAX_ENDPOINTS, MAX_POLICIES, MAX_PORTS};
 use weft_api::workload::{self, Endpoint, Inbound, MeshedWorkload, ProtocolHint, WorkloadConfig};
 use weft_certs::SpiffeId;
 
 use crate::model::{Endpoints, Model};
+
+pub mod routes;
+mod zones;
 
 /// What is the same for every workload.
 #[derive(Clone, Debug, Default)]
@@ -22,6 +26,13 @@ pub struct Shared {
     services: Arc<BTreeMap<NamespacedName, Arc<workload::Service>>>,
     meshed_workloads: Arc<BTreeMap<NamespacedName, Arc<MeshedWorkload>>>,
     denied_identities: Arc<Vec<SpiffeId>>,
+    /// The services as workloads of those namespaces see them that route to other namespaces by rules of their own.
+    overlays: BTreeMap<String, Arc<BTreeMap<NamespacedName, Arc<workload::Service>>>>,
+    resolved: routes::Known,
+    /// Of the services that prefer endpoints of the caller's zone.
+    hints: Arc<BTreeMap<NamespacedName, Arc<zones::Hints>>>,
+    /// The services as callers of each zone see them; empty where none prefers any.
+    zoned: zones::ByZone,
 }
 
 impl Shared {
@@ -30,28 +41,59 @@ impl Shared {
         Arc::ptr_eq(&self.services, &other.services)
             && Arc::ptr_eq(&self.meshed_workloads, &other.meshed_workloads)
             && Arc::ptr_eq(&self.denied_identities, &other.denied_identities)
+            && self.overlays.len() == other.overlays.len()
+            && self
+                .overlays
+                .iter()
+                .zip(&other.overlays)
+                .all(|((a, ours), (b, theirs))| a == b && Arc::ptr_eq(ours, theirs))
+            && self.zoned.len() == other.zoned.len()
+            && self
+                .zoned
+                .iter()
+                .zip(&other.zoned)
+                .all(|((a, ours), (b, theirs))| a == b && Arc::ptr_eq(&ours.services, &theirs.services))
     }
 }
 
 /// Compiles what is shared, anew for the `changed` namespaces; what is as it was stays the very same value.
 pub fn shared(model: &Model, previous: &Shared, changed: &BTreeSet<String>) -> Shared {
-    let services = changed.iter().flat_map(|namespace| {
+    let mut resolved = previous.resolved.clone();
+    let (mut services, mut hints) = (Vec::new(), Vec::new());
+    for namespace in changed {
         let workloads = ByLabel::new(model.workloads(namespace));
-        model.services(namespace).map(move |service| compile_service(model, service, &workloads))
+        for service in model.services(namespace) {
+            let routes = routes::producer_routes(model, &mut resolved, service);
+            let behind = workloads.behind(service);
+            hints.extend(zones::Hints::of(model, service, &behind).map(|hints| (service.name.clone(), hints)));
+            services.push((service.name.clone(), compile_service(model, service, &behind, routes)));
+        }
+    }
+    let services = renewed(&previous.services, changed, services.into_iter());
+    let overlays = routes::overlays(model, &mut resolved, &services, &previous.overlays, |namespace| {
+        Arc::ptr_eq(&services, &previous.services) && !changed.contains(namespace)
     });
+    resolved.forget(model);
+    let hints = renewed(&previous.hints, changed, hints.into_iter());
+    let hints_same = Arc::ptr_eq(&hints, &previous.hints);
+    let zoned = zones::by_zone(model, &services, &overlays, &hints, hints_same, &previous.zoned);
     let meshed = changed.iter().flat_map(|namespace| {
         let services = BySelector::new(model.services(namespace));
         model.workloads(namespace).filter_map(move |workload| meshed_workload(model, &services, workload))
     });
     let denied = model.denied().cloned().collect();
     Shared {
-        services: renewed(&previous.services, changed, services.map(|service| (service.name.clone(), service))),
+        services,
         meshed_workloads: renewed(
             &previous.meshed_workloads,
             changed,
             meshed.map(|meshed| (meshed.name.clone(), meshed)),
         ),
         denied_identities: unless_same(&previous.denied_identities, denied),
+        overlays,
+        resolved,
+        hints,
+        zoned,
     }
 }
 
@@ -84,15 +126,42 @@ pub fn workload(model: &Model, shared: &Shared, name: &NamespacedName) -> Option
     let workload = model.workload(name)?;
     Some(WorkloadConfig {
         inbound: inbound(model, shared, name)?,
-        services: reachable(shared, workload),
+        services: reachable(model, shared, workload),
         meshed_workloads: Arc::clone(&shared.meshed_workloads),
         denied_identities: Arc::clone(&shared.denied_identities),
     })
 }
 
-/// The services that `workload` is told of: all. This is the place to narrow them to those that it may call or has called.
-fn reachable(shared: &Shared, _workload: &Workload) -> Arc<BTreeMap<NamespacedName, Arc<workload::Service>>> {
-    Arc::clone(&shared.services)
+/// Whether `services` are those that the workload called `name` is told of now.
+pub fn is_reachable(
+    model: &Model,
+    shared: &Shared,
+    name: &NamespacedName,
+    services: &Arc<BTreeMap<NamespacedName, Arc<workload::Service>>>,
+) -> bool {
+    model.workload(name).is_some_and(|workload| Arc::ptr_eq(&reachable(model, shared, workload), services))
+}
+
+/// The services that `workload` is told of: all, with the routes that hold for its namespace and the endpoints that are for
+/// its zone. This is the place to narrow them to those that it may call or has called.
+fn reachable(
+    model: &Model,
+    shared: &Shared,
+    workload: &Workload,
+) -> Arc<BTreeMap<NamespacedName, Arc<workload::Service>>> {
+    let namespace = &workload.name.namespace;
+    let overlay = shared.overlays.get_key_value(namespace);
+    let zoned = match model.zone_of(workload) {
+        Some(zone) if !shared.zoned.is_empty() => {
+            shared.zoned.get(&(zone.to_owned(), overlay.map(|(namespace, _)| namespace.clone())))
+        }
+        _ => None,
+    };
+    match (zoned, overlay) {
+        (Some(zoned), _) => Arc::clone(&zoned.services),
+        (None, Some((_, overlay))) => Arc::clone(overlay),
+        (None, None) => Arc::clone(&shared.services),
+    }
 }
 
 /// What the sidecar of the workload called `name` enforces for it. `None`: there is no such workload.
@@ -169,8 +238,12 @@ fn declared_ports(workload: &Workload) -> impl Iterator<Item = (u16, ProtocolHin
     declared.map(|port| (port.port, port.protocol))
 }
 
-fn compile_service(model: &Model, service: &Service, workloads: &ByLabel<'_>) -> workload::Service {
-    let behind: Vec<&Workload> = workloads.behind(service);
+fn compile_service(
+    model: &Model,
+    service: &Service,
+    behind: &[&Workload],
+    routes: Vec<Vec<Arc<Route>>>,
+) -> workload::Service {
     let endpoints_of = |port: &ServicePort| match model.endpoints() {
         Endpoints::Slices => endpoints_of_slices(model, service, port),
         Endpoints::Selectors => behind
@@ -182,13 +255,19 @@ fn compile_service(model: &Model, service: &Service, workloads: &ByLabel<'_>) ->
     // Beyond what sidecars accept, one object would keep all of them from being told anything.
     let ports = &service.ports[..service.ports.len().min(MAX_PORTS)];
     let most = MAX_ENDPOINTS / ports.len().max(1);
-    let ports = ports.iter().map(|port| workload::ServicePort {
+    let ports = ports.iter().zip(routes).map(|(port, routes)| workload::ServicePort {
         port: port.port,
-        protocol: service_protocol(port, &behind),
+        protocol: service_protocol(port, behind),
         endpoints: endpoints_of(port).into_iter().take(most).collect(),
+        routes,
     });
     let addresses = service.addresses.iter().copied().take(MAX_ADDRESSES);
-    workload::Service { name: service.name.clone(), addresses: addresses.collect(), ports: ports.collect() }
+    workload::Service {
+        name: service.name.clone(),
+        addresses: addresses.collect(),
+        ports: ports.collect(),
+        traffic: service.traffic,
+    }
 }
 
 /// What a service's port speaks: what it declares, else what the workloads behind it all declare.

@@ -10,9 +10,14 @@ use weft_api::resource::{
     AuthorizationPolicy, DefaultPolicy, EndpointSlice, Namespace, NamespacedName, RateLimitPolicy, Resource, Service,
     Subject, Workload,
 };
+use weft_api::routing::RouteKind;
 use weft_certs::{SpiffeId, TrustDomain};
 
-use crate::source::{Event, Kind, ResourceKey};
+use crate::source::{Event, Kind, ResourceKey, ZONE_LABEL};
+
+mod routes;
+
+pub use routes::{RouteKey, Routes};
 
 /// The mesh.
 #[derive(Clone, Debug)]
@@ -25,11 +30,14 @@ pub struct Model {
     workloads: BTreeMap<NamespacedName, Workload>,
     authorization_policies: BTreeMap<NamespacedName, Arc<AuthorizationPolicy>>,
     rate_limit_policies: BTreeMap<NamespacedName, RateLimitPolicy>,
+    routes: Routes,
     /// Policies that cannot be understood, and why.
     unreadable: BTreeMap<NamespacedName, String>,
     /// By Service, then by name.
     slices: BTreeMap<NamespacedName, BTreeMap<String, EndpointSlice>>,
     service_accounts: BTreeSet<NamespacedName>,
+    /// The zone of each node that has one.
+    nodes: BTreeMap<String, String>,
     denied: BTreeSet<SpiffeId>,
     withdrawn: BTreeSet<NamespacedName>,
     /// Who has which address; more than one while an address changes hands.
@@ -65,9 +73,11 @@ impl Model {
             workloads: BTreeMap::new(),
             authorization_policies: BTreeMap::new(),
             rate_limit_policies: BTreeMap::new(),
+            routes: Routes::default(),
             unreadable: BTreeMap::new(),
             slices: BTreeMap::new(),
             service_accounts: BTreeSet::new(),
+            nodes: BTreeMap::new(),
             denied: BTreeSet::new(),
             withdrawn: BTreeSet::new(),
             at: BTreeSet::new(),
@@ -103,6 +113,8 @@ impl Model {
             }
             // Nobody is told of accounts: nothing changes but what is said of policies that name them.
             Event::ServiceAccount(name) => drop(self.service_accounts.insert(name)),
+            Event::Node { name, zone: Some(zone) } => drop(self.nodes.insert(name, zone)),
+            Event::Node { name, zone: None } => drop(self.nodes.remove(&name)),
             Event::DeniedIdentities(denied) => self.denied = denied,
         }
     }
@@ -131,7 +143,10 @@ impl Model {
     fn insert(&mut self, resource: Resource) {
         match resource {
             Resource::Namespace(namespace) => drop(self.namespaces.insert(namespace.name.clone(), namespace)),
-            Resource::Service(service) => drop(self.services.insert(service.name.clone(), service)),
+            Resource::Service(service) => {
+                self.touch_routes_to(&service.name.namespace);
+                self.services.insert(service.name.clone(), service);
+            }
             Resource::Workload(workload) => {
                 self.remove_workload(&workload.name);
                 self.at.extend(workload.addresses.iter().map(|address| (*address, workload.name.clone())));
@@ -143,6 +158,11 @@ impl Model {
                 self.authorization_policies.insert(policy.name.clone(), Arc::new(policy));
             }
             Resource::RateLimitPolicy(policy) => drop(self.rate_limit_policies.insert(policy.name.clone(), policy)),
+            Resource::Route(route) => self.routes.put(route),
+            Resource::ReferenceGrant(grant) => {
+                self.touch_routes_to(&grant.name.namespace);
+                self.routes.put_grant(grant);
+            }
             Resource::Skipped(_) => {}
         }
     }
@@ -150,7 +170,10 @@ impl Model {
     fn remove(&mut self, ResourceKey { kind, name }: &ResourceKey) {
         match kind {
             Kind::Namespace => drop(self.namespaces.remove(&name.name)),
-            Kind::Service => drop(self.services.remove(name)),
+            Kind::Service => {
+                self.touch_routes_to(&name.namespace);
+                self.services.remove(name);
+            }
             Kind::Workload => {
                 self.remove_workload(name);
                 self.withdrawn.remove(name);
@@ -162,8 +185,20 @@ impl Model {
             Kind::EndpointSlice => self.remove_slice(name),
             Kind::ServiceAccount => drop(self.service_accounts.remove(name)),
             Kind::Pod => {}
+            Kind::Node => drop(self.nodes.remove(&name.name)),
             Kind::RateLimitPolicy => drop(self.rate_limit_policies.remove(name)),
+            Kind::HttpRoute => self.routes.remove(&(name.clone(), RouteKind::Http)),
+            Kind::GrpcRoute => self.routes.remove(&(name.clone(), RouteKind::Grpc)),
+            Kind::ReferenceGrant => {
+                self.touch_routes_to(&name.namespace);
+                self.routes.remove_grant(name);
+            }
         }
+    }
+
+    /// Where routes of other namespaces lead depends on the Services and grants of this one.
+    fn touch_routes_to(&mut self, namespace: &str) {
+        self.changed.extend(self.routes.referrers(namespace).map(str::to_owned));
     }
 
     fn remove_workload(&mut self, name: &NamespacedName) {
@@ -225,6 +260,7 @@ impl Model {
             + self.workloads.len()
             + self.authorization_policies.len()
             + self.rate_limit_policies.len()
+            + self.routes.len()
     }
 
     /// Whether there is no resource at all.
@@ -319,6 +355,17 @@ impl Model {
         self.service_accounts.contains(name)
     }
 
+    /// The zone that `workload` is in: as its labels say, else that of its node.
+    pub fn zone_of<'a>(&'a self, workload: &'a Workload) -> Option<&'a str> {
+        let of_node = || self.nodes.get(workload.node.as_deref()?);
+        workload.labels.get(ZONE_LABEL).or_else(of_node).map(String::as_str)
+    }
+
+    /// The zones that workloads are in.
+    pub fn zones(&self) -> BTreeSet<&str> {
+        self.workloads.values().filter_map(|workload| self.zone_of(workload)).collect()
+    }
+
     /// Who of the mesh is known to have `address`: the first by name, should several claim it.
     pub fn meshed_at(&self, address: IpAddr) -> Option<&Workload> {
         let there = self.at.range((address, NamespacedName::new("", ""))..).take_while(|(other, _)| *other == address);
@@ -328,6 +375,11 @@ impl Model {
     /// The Service of that name.
     pub fn service(&self, name: &NamespacedName) -> Option<&Service> {
         self.services.get(name)
+    }
+
+    /// The routes of the Gateway API.
+    pub fn routes(&self) -> &Routes {
+        &self.routes
     }
 
     /// The namespace of that name.

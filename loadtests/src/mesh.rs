@@ -14,7 +14,7 @@ use tokio::net::TcpStream;
 use crate::lab::{Lab, Pod, PodSpec, Process, Program};
 
 /// Socket mark of the sidecars' own connections: in the lab there is one user id only.
-const PROXY_MARK: &str = "0x2102";
+pub(crate) const PROXY_MARK: &str = "0x2102";
 /// How long a process of the mesh may take to be ready.
 const PATIENCE: Duration = Duration::from_secs(20);
 const CONTROL_PLANE_PORT: u16 = 4280;

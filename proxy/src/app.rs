@@ -17,6 +17,7 @@ use crate::feed::{bundle_file, identity, workload};
 use crate::path::Phase;
 use crate::probe::Prober;
 use crate::stage::accept::{self, Room};
+use crate::stage::balance::Circuits;
 use crate::stage::connect::Identity;
 use crate::stage::rate_limit::Limiter;
 use crate::stage::route::MeshView;
@@ -124,6 +125,7 @@ async fn supervise(
     let (set_stop, stop) = watch::channel(false);
     let (set_ready, ready) = watch::channel(admin::Readiness::waiting("starting"));
     let open = Arc::new(AtomicUsize::new(0));
+    let circuits = Arc::<Circuits>::default();
     let room = [Room::new(most), Room::new(most)];
 
     serve_admin(&settings, &telemetry, ready, view.clone(), identity.clone())?;
@@ -178,6 +180,8 @@ async fn supervise(
             mark: settings.args.proxy_mark,
             stall: settings.stall(),
             open: Arc::clone(&open),
+            circuits: Arc::clone(&circuits),
+            workers: settings.workers,
             room: room.clone(),
         };
         let stop = stop.clone();

@@ -10,10 +10,11 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::{LocalSet, spawn_local};
 
-use crate::path::{Phase, Worker, inbound, outbound};
+use crate::path::{Mirrors, Phase, Worker, inbound, outbound};
 use crate::stage::accept::{self, Room};
-use crate::stage::balance::Balancer;
+use crate::stage::balance::{Balancer, Circuits};
 use crate::stage::connect::{Identity, Upstreams};
+use crate::stage::detect::ServerFirst;
 use crate::stage::rate_limit::Limiter;
 use crate::stage::route::MeshView;
 use crate::telemetry::{Direction, Refusal, Telemetry};
@@ -39,6 +40,10 @@ pub(crate) struct Parts {
     pub(crate) mark: Option<u32>,
     pub(crate) stall: Option<Duration>,
     pub(crate) open: Arc<AtomicUsize>,
+    /// What all workers together have under way.
+    pub(crate) circuits: Arc<Circuits>,
+    /// How many there are.
+    pub(crate) workers: usize,
     /// Of inbound and of outbound connections.
     pub(crate) room: [Room; 2],
 }
@@ -65,7 +70,9 @@ async fn serve(parts: Parts, mut stop: watch::Receiver<bool>) -> std::io::Result
         limiter: parts.limiter,
         phase: parts.phase,
         upstreams: Rc::new(Upstreams::new(parts.mark)),
-        balancer: Balancer::default(),
+        server_first: ServerFirst::default(),
+        balancer: Balancer::new(parts.circuits, parts.workers),
+        mirrors: Mirrors::default(),
         telemetry: parts.telemetry.worker(),
         own_ports: parts.own_ports,
         local: accept::LocalAddresses::default(),
@@ -119,9 +126,6 @@ async fn sweep(worker: Rc<Worker>) {
             changed = changes.changed() => if changed.is_err() { return },
         }
         let view = worker.view();
-        // The application beside us is no endpoint of the model, and stays.
-        let keep = |endpoint: &weft_api::workload::Endpoint| endpoint.workload.is_empty() || view.names(endpoint);
-        worker.upstreams.sweep(keep);
-        worker.balancer.retain(keep);
+        worker.balancer.sweep(|name, family| view.service(name, family), |endpoint| view.names(endpoint));
     }
 }

@@ -117,7 +117,7 @@ fn table() -> Vec<(u32, Vec<u8>, Want)> {
         [frame(WINDOW_UPDATE, 0, 0, &[0x7f, 0xff, 0xff, 0xff]), frame(WINDOW_UPDATE, 0, 0, &[0x7f, 0xff, 0xff, 0xff])]
             .concat(),
     );
-    bad(79, request(&[(b":method", b"CONNECT"), (b":protocol", b"websocket"), SCHEME, PATH, AUTHORITY]));
+    bad(79, request(&[(b":method", b"CONNECT"), (b":protocol", b"connect-udp"), SCHEME, PATH, AUTHORITY]));
     bad(79, request(&[(b":method", b"CONNECT"), (b":authority", b"127.0.0.1:4243")]));
     bad(
         79,

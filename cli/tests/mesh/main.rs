@@ -8,6 +8,8 @@ mod interception;
 mod policy;
 mod programs;
 mod resilience;
+mod routing;
+mod streams;
 mod telemetry;
 
 use weft_loadtests::lab::testing::{self, Test};
@@ -15,8 +17,16 @@ use weft_loadtests::lab::testing::{self, Test};
 fn main() {
     // Before any thread: the lab runs this program again for its own duties.
     weft_loadtests::lab::init();
-    let groups =
-        [interception::TESTS, bytes::TESTS, identity::TESTS, policy::TESTS, resilience::TESTS, telemetry::TESTS];
+    let groups = [
+        interception::TESTS,
+        bytes::TESTS,
+        streams::TESTS,
+        identity::TESTS,
+        policy::TESTS,
+        resilience::TESTS,
+        routing::TESTS,
+        telemetry::TESTS,
+    ];
     let mut tests: Vec<Test> = groups.concat();
     let (programs, missing) = programs::tests();
     tests.extend(programs);

@@ -2,6 +2,7 @@
 //!
 //! - [`resource`]: YAML or JSON in, valid values out, or an error that says what to write instead;
 //! - [`policy`]: paths and hosts in one normal form, and who may call what, with the reason;
+//! - [`routing`]: routes of the Gateway API, as they are told and judged;
 //! - [`ports`], [`probe`]: what injector and sidecar agree on;
 //! - [`workload`]: what one sidecar is told;
 //! - [`report`]: what the replicas of a control plane tell each other;
@@ -15,5 +16,6 @@ pub mod ports;
 pub mod probe;
 pub mod report;
 pub mod resource;
+pub mod routing;
 pub mod wire;
 pub mod workload;

@@ -18,7 +18,7 @@ mod encode;
 mod message;
 mod report;
 
-pub use decode::{MAX_ADDRESSES, MAX_ENDPOINTS, MAX_POLICIES, MAX_PORTS};
+pub use decode::{MAX_ADDRESSES, MAX_ENDPOINTS, MAX_POLICIES, MAX_PORTS, MAX_ROUTES};
 pub use message::{
     SidecarMessage, SignRequest, decode_sidecar_message, decode_sign_request, decode_sign_response,
     encode_sidecar_message, encode_sign_request, encode_sign_response,

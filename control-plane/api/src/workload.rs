@@ -4,11 +4,13 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::time::Duration;
 
 use weft_certs::SpiffeId;
 
 use crate::policy::PolicySet;
 use crate::resource::{NamespacedName, RateLimit};
+use crate::routing::Route;
 
 /// Everything one sidecar knows of the mesh.
 #[derive(Clone, Debug, PartialEq)]
@@ -65,6 +67,50 @@ pub struct Service {
     pub addresses: Vec<IpAddr>,
     /// Its ports.
     pub ports: Vec<ServicePort>,
+    /// How calls to it are carried.
+    pub traffic: Traffic,
+}
+
+/// How calls to a Service are carried: how long they may take, how many there may be, when one is made again. Everything
+/// counts for each port of the Service, at each sidecar that calls it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Traffic {
+    /// From a request to the head of its answer, over all attempts. `None`: as long as it takes, for long polls live.
+    pub request_timeout: Option<Duration>,
+    /// For how long the body of an answer may bring nothing. `None`: as long as it takes, for streams live.
+    pub idle_timeout: Option<Duration>,
+    /// For a TCP connection to be made.
+    pub connect_timeout: Duration,
+    /// Connections open at a time.
+    pub max_connections: u32,
+    /// Requests under way at a time.
+    pub max_requests: u32,
+    /// Requests that wait for a connection at a time.
+    pub max_pending: u32,
+    /// Requests that are sent again, in percent of those that came. 0: none is.
+    pub retry_budget: u32,
+    /// Failures in a row after which an endpoint is passed over for a while. 0: never.
+    pub eject_after: u32,
+}
+
+impl Traffic {
+    /// What holds where a Service says nothing.
+    pub const DEFAULT: Self = Self {
+        request_timeout: None,
+        idle_timeout: None,
+        connect_timeout: Duration::from_secs(3),
+        max_connections: 10_000,
+        max_requests: 10_000,
+        max_pending: 1_024,
+        retry_budget: 20,
+        eject_after: 5,
+    };
+}
+
+impl Default for Traffic {
+    fn default() -> Self {
+        Self::DEFAULT
+    }
 }
 
 /// A port of a Service.
@@ -76,6 +122,9 @@ pub struct ServicePort {
     pub protocol: ProtocolHint,
     /// Where it is served.
     pub endpoints: Vec<Endpoint>,
+    /// The routes that decide where its requests go instead, as seen from the workload that is told; none: they go to its
+    /// endpoints.
+    pub routes: Vec<Arc<Route>>,
 }
 
 /// One place where a service is served.

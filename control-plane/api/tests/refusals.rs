@@ -73,7 +73,8 @@ fn an_error_shows_line_kind_name_fault_and_remedy() {
 
 #[test]
 fn a_document_that_is_no_resource_is_refused() {
-    let kinds = "he kinds are `AuthorizationPolicy`, `Namespace`, `RateLimitPolicy`, `Service` and `Workload`.";
+    let kinds = "he kinds are `AuthorizationPolicy`, `GRPCRoute`, `HTTPRoute`, `Namespace`, `RateLimitPolicy`, `ReferenceGrant`, \
+                 `Service` and `Workload`.";
     check(&[
         ("", 1, "holds no resource", "delete the file"),
         ("# nothing\n---\n---\n", 1, "holds no resource", "delete the file"),
@@ -94,7 +95,13 @@ fn a_document_that_is_no_resource_is_refused() {
         ("apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy", 1, "istio", "`policy.weft.dev/v1alpha1`"),
         ("apiVersion: policy.weft.dev/v1alpha1\nkind: Deployment", 2, "not a known kind", kinds),
         ("apiVersion: policy.weft.dev/v1alpha1\nkind: PeerAuthentication", 2, "not supported by this version", kinds),
-        ("apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute", 2, "not supported by this version", kinds),
+        (
+            "apiVersion: gateway.networking.k8s.io/v2\nkind: HTTPRoute",
+            1,
+            "k8s.io/v2`",
+            "`gateway.networking.k8s.io/v1`",
+        ),
+        ("apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute", 1, "`metadata` is missing", "name"),
         ("apiVersion: v1\nkind: Namespace", 1, "`metadata` is missing", "name"),
         ("apiVersion: v1\nkind: Namespace\nmetadata:", 3, "`metadata` is empty", "Write its fields"),
         ("apiVersion: v1\nkind: Namespace\nmetadata: {}", 3, "`metadata.name` is missing", "Write a name"),

@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 
 use aws_lc_rs::digest;
 use serde::Serialize;
-use weft_api::resource::{EndpointSlice, NamespacedName, Resource};
+use weft_api::resource::{EndpointSlice, NamespacedName, Resource, Route};
+use weft_api::routing::RouteKind;
 use weft_certs::SpiffeId;
 
 pub mod denied;
@@ -60,6 +61,37 @@ pub enum Kind {
     ServiceAccount,
     /// Core `Pod`; what follows the source knows it as a Workload.
     Pod,
+    /// `HTTPRoute` of the Gateway API.
+    HttpRoute,
+    /// `GRPCRoute` of the Gateway API.
+    GrpcRoute,
+    /// `ReferenceGrant` of the Gateway API.
+    ReferenceGrant,
+    /// Core `Node`, of which only the zone matters.
+    Node,
+}
+
+/// Label of nodes and workloads: the zone that they are in.
+pub const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
+
+impl Kind {
+    /// The kind's name in its API.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Namespace => "Namespace",
+            Self::Service => "Service",
+            Self::Workload => "Workload",
+            Self::AuthorizationPolicy => "AuthorizationPolicy",
+            Self::RateLimitPolicy => "RateLimitPolicy",
+            Self::EndpointSlice => "EndpointSlice",
+            Self::ServiceAccount => "ServiceAccount",
+            Self::Pod => "Pod",
+            Self::HttpRoute => RouteKind::Http.as_str(),
+            Self::GrpcRoute => RouteKind::Grpc.as_str(),
+            Self::ReferenceGrant => "ReferenceGrant",
+            Self::Node => "Node",
+        }
+    }
 }
 
 impl ResourceKey {
@@ -71,6 +103,9 @@ impl ResourceKey {
             Resource::Workload(_) => Kind::Workload,
             Resource::AuthorizationPolicy(_) => Kind::AuthorizationPolicy,
             Resource::RateLimitPolicy(_) => Kind::RateLimitPolicy,
+            Resource::Route(Route { kind: RouteKind::Http, .. }) => Kind::HttpRoute,
+            Resource::Route(Route { kind: RouteKind::Grpc, .. }) => Kind::GrpcRoute,
+            Resource::ReferenceGrant(_) => Kind::ReferenceGrant,
             Resource::Skipped(_) => return None,
         };
         Some(Self { kind, name: resource.name()? })
@@ -80,9 +115,9 @@ impl ResourceKey {
 impl std::fmt::Display for ResourceKey {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         if self.name.namespace.is_empty() {
-            write!(f, "{:?} {}", self.kind, self.name.name)
+            write!(f, "{} {}", self.kind.as_str(), self.name.name)
         } else {
-            write!(f, "{:?} {}", self.kind, self.name)
+            write!(f, "{} {}", self.kind.as_str(), self.name)
         }
     }
 }
@@ -114,6 +149,13 @@ pub enum Event {
     EndpointSlice(EndpointSlice),
     /// A service account is there.
     ServiceAccount(NamespacedName),
+    /// A node is there.
+    Node {
+        /// Its name.
+        name: String,
+        /// The zone that it is in, if it says so.
+        zone: Option<String>,
+    },
     /// A resource is gone.
     Removed(ResourceKey),
     /// The whole list of identities that are refused everywhere.
@@ -129,6 +171,7 @@ impl Event {
             Self::Unreadable { key, .. } | Self::Removed(key) => Some(key.clone()),
             Self::EndpointSlice(slice) => named(Kind::EndpointSlice, &slice.name),
             Self::ServiceAccount(name) => named(Kind::ServiceAccount, name),
+            Self::Node { name, .. } => named(Kind::Node, &NamespacedName::new("", name.as_str())),
             Self::DeniedIdentities(_) => None,
         }
     }

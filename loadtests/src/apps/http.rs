@@ -103,7 +103,14 @@ async fn answer(
     if let ("bytes", Some(length)) = (wish, number) {
         return Ok(Response::new(stream_of(length)));
     }
-    let mut response = Response::new(Full::new(json(&received)).boxed_unsync());
+    let answer = json(&received);
+    let length = answer.len();
+    // Over HTTP/2 hyper would send what must not follow the head.
+    let bare = parts.method == http::Method::HEAD || matches!((wish, number), ("status", Some(204 | 304)));
+    let mut response = Response::new(Full::new(if bare { Bytes::new() } else { answer }).boxed_unsync());
+    if parts.method == http::Method::HEAD {
+        response.headers_mut().insert(header::CONTENT_LENGTH, http::HeaderValue::from(length));
+    }
     response.headers_mut().insert(header::CONTENT_TYPE, http::HeaderValue::from_static("application/json"));
     match (wish, number) {
         ("status", Some(status)) => {

@@ -13,6 +13,8 @@ use weft_certs::{ExpectedServer, SpiffeId, Svid, TrustBundle};
 use crate::stage::connect::dial;
 use crate::stage::tls;
 
+/// For one address of the control plane to take the connection.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// ALPN of gRPC (RFC 9113 section 3.2).
 const ALPN_GRPC: &[u8] = b"h2";
 
@@ -55,7 +57,7 @@ async fn first_that_answers(address: &str, mark: Option<u32>) -> io::Result<toki
     let addresses: Vec<SocketAddr> = tokio::net::lookup_host(address).await?.collect();
     let mut last = io::Error::new(io::ErrorKind::NotFound, format!("{address} has no address"));
     for address in addresses {
-        match dial(address, mark).await {
+        match dial(address, mark, CONNECT_TIMEOUT).await {
             Ok(stream) => return Ok(stream),
             Err(error) => last = io::Error::new(error.kind(), format!("{address}: {error}")),
         }

@@ -153,7 +153,8 @@ fn apply(
                 publish.bundle.send_replace(bundle);
             }
             *told_so_far = Some(config.clone());
-            publish.view.send_replace(Some(Arc::new(MeshView::new(config))));
+            let previous = publish.view.borrow().clone();
+            publish.view.send_replace(Some(Arc::new(MeshView::following(previous.as_deref(), config))));
             tracing::info!(version, "configuration in force");
             told(Event::Applied { version });
             Ok(())

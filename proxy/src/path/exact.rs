@@ -4,8 +4,9 @@
 //! where HTTP has a status of its own. Its HTTP/1 connection ends with the answer, since nobody can say where the next
 //! request begins.
 use http::header::{CONNECTION, EXPECT, HOST, UPGRADE};
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version};
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Version};
 
+use super::http::is_tunnel;
 use super::respond::{Answer, ERROR_HEADER};
 use crate::stage::body::Failure;
 use crate::stage::http1_scan::Fault;
@@ -19,7 +20,7 @@ pub(crate) fn host_of<B>(request: &Request<B>) -> Result<Option<HeaderValue>, An
         return Err(faulty(*fault));
     }
     let uri = request.uri();
-    if request.method() == Method::CONNECT {
+    if is_tunnel(request) {
         return Err(Answer::new(StatusCode::METHOD_NOT_ALLOWED, "connect", "CONNECT is not allowed here"));
     }
     let host = one_host(request)?;

@@ -10,33 +10,42 @@ use std::time::{Duration, Instant};
 use bytes::BytesMut;
 use http::header::HeaderName;
 use http::uri::PathAndQuery;
-use http::{HeaderValue, Request, Response, StatusCode};
+use http::{HeaderValue, Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 use weft_api::policy::{HttpRequest, path};
-use weft_api::workload::Endpoint;
 use weft_certs::Peer;
 
+use super::attempt::SendPolicy;
 use super::exact::{bad_request, host_of};
-use super::http::{Broken, FORWARDED_CLIENT_CERT, Forwarding, RequestEnds, forward, leave, serve};
+use super::http::{
+    Broken, FORWARDED_CLIENT_CERT, RequestEnds, begins_websocket, idle_must_close, leave, serve, told_to_leave,
+};
 use super::record::{Ending, Record, ResponseBody};
 use super::respond::{self, Answer};
+use super::send::{Forwarding, forward};
 use super::{Closing, Worker, own_party, until};
 use crate::stage::accept::{self, Accepted, Refused};
+use crate::stage::balance::Destination;
 use crate::stage::connect::{HttpVersion, Identity};
 use crate::stage::detect::{self, Detected, STALL};
-use crate::stage::forward as carry;
+use crate::stage::forward::{self as carry, Side};
+use crate::stage::frames::Open;
 use crate::stage::policy::{self, Caller, Denial, Judged, Permit};
 use crate::stage::rate_limit::Limited;
 use crate::stage::route::MeshView;
 use crate::stage::tls::{self, Carries, Lifetime};
 use crate::stage::transport::{Stream, Transport};
-use crate::telemetry::{ConnectionEvent, Direction, Ends, Kind, Party, Protocol, Refusal, Verdict};
+use crate::stage::tunnel::Tunnel;
+use crate::telemetry::{ConnectionEvent, Direction, Ends, Kind, OpenConnection, Party, Protocol, Refusal, Verdict};
 
 /// Some servers take it for the same field as [`FORWARDED_CLIENT_CERT`] (CGI variables).
 const FORWARDED_CLIENT_CERT_UNDERSCORED: HeaderName = HeaderName::from_static("x_forwarded_client_cert");
+
+/// A sidecar's connection without a byte stream for this long is closed. Longer than clients keep idle ones.
+const STREAM_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// One connection from the network to our application.
 pub async fn handle(worker: Rc<Worker>, stream: TcpStream, peer: SocketAddr) {
@@ -60,6 +69,7 @@ pub async fn handle(worker: Rc<Worker>, stream: TcpStream, peer: SocketAddr) {
     };
     let identity = worker.identity();
     let connection = Rc::new(Connection {
+        application: worker.balancer.application(target),
         ends: ends(&worker.view(), &arrival),
         client_cert: arrival.caller.peer.as_ref().and_then(|peer| forwarded_client_cert(&identity, peer)),
         caller: arrival.caller,
@@ -70,7 +80,14 @@ pub async fn handle(worker: Rc<Worker>, stream: TcpStream, peer: SocketAddr) {
         identity,
         worker,
     });
-    connection.run(arrival.stream, arrival.seen, arrival.carries, arrival.server).await;
+    let Arrival { stream, seen, server, .. } = arrival;
+    match arrival.content {
+        Content::Http1 => connection.http(stream.rewind(seen), HttpVersion::Http1).await,
+        Content::Http2 => connection.http(stream.rewind(seen), HttpVersion::Http2).await,
+        Content::Streams => connection.streams(stream).await,
+        Content::Bytes => connection.bytes(&mut stream.rewind(seen), server).await,
+        Content::Unknown => connection.detect(stream, seen, server).await,
+    }
 }
 
 /// A connection whose caller is known.
@@ -78,10 +95,30 @@ struct Arrival {
     stream: Transport,
     seen: BytesMut,
     caller: Caller,
-    carries: Carries,
+    content: Content,
     lifetime: Lifetime,
     /// The application's side, where it was asked before the caller had spoken.
     server: Option<Stream>,
+}
+
+/// What a connection carries, as far as its caller has said.
+enum Content {
+    Http1,
+    Http2,
+    Streams,
+    /// The application spoke first.
+    Bytes,
+    Unknown,
+}
+
+impl From<Carries> for Content {
+    fn from(carries: Carries) -> Self {
+        match carries {
+            Carries::Http1 => Self::Http1,
+            Carries::Http2 => Self::Http2,
+            Carries::Streams => Self::Streams,
+        }
+    }
 }
 
 /// How long a caller outside the mesh may be silent before the application is let to speak first. A sidecar begins its
@@ -118,7 +155,7 @@ async fn arrive(accepted: Accepted, worker: &Worker) -> Result<Option<Arrival>, 
                             stream,
                             seen,
                             caller: outside,
-                            carries: Carries::Opaque,
+                            content: Content::Bytes,
                             lifetime,
                             server,
                         }));
@@ -131,7 +168,7 @@ async fn arrive(accepted: Accepted, worker: &Worker) -> Result<Option<Arrival>, 
         Err(_) => Ok(None),
         Ok(None) => {
             let (stream, lifetime) = (Transport::Plain(stream), Lifetime::unbounded());
-            Ok(Some(Arrival { stream, seen, caller: outside, carries: Carries::Undecided, lifetime, server }))
+            Ok(Some(Arrival { stream, seen, caller: outside, content: Content::Unknown, lifetime, server }))
         }
         Ok(Some(hello)) => {
             let identity = worker.identity();
@@ -143,7 +180,7 @@ async fn arrive(accepted: Accepted, worker: &Worker) -> Result<Option<Arrival>, 
                 stream: Transport::Server(Box::new(secured.stream)),
                 seen: BytesMut::new(),
                 caller: Caller { peer: Some(secured.peer), address: peer.ip() },
-                carries: secured.carries,
+                content: secured.carries.into(),
                 server: None,
             }))
         }
@@ -195,29 +232,18 @@ struct Connection {
     caller: Caller,
     client_cert: Option<HeaderValue>,
     target: SocketAddr,
+    application: Rc<Destination>,
     peer: SocketAddr,
     lifetime: Lifetime,
     closing: Closing,
 }
 
 impl Connection {
-    async fn run(
-        self: Rc<Self>,
-        mut stream: Transport,
-        mut seen: BytesMut,
-        carries: Carries,
-        mut server: Option<Stream>,
-    ) {
-        let detected = match carries {
-            Carries::Http1 => Some(Detected::Http1),
-            Carries::Http2 => Some(Detected::Http2),
-            Carries::Opaque => Some(Detected::Opaque),
-            Carries::Undecided => None,
-        };
+    /// A caller outside the mesh, of whom it is not known yet what it speaks.
+    async fn detect(self: Rc<Self>, mut stream: Transport, mut seen: BytesMut, mut server: Option<Stream>) {
         // What a byte stream may do decides whether the server may be asked before the caller has spoken.
-        let detected = match (detected, self.admit_stream().permit) {
-            (Some(detected), _) => detected,
-            (None, Ok(_)) if seen.is_empty() => match self.whoever_speaks_first(&mut stream, &mut seen).await {
+        let detected = match self.admit_stream().permit {
+            Ok(_) if seen.is_empty() => match self.whoever_speaks_first(&mut stream, &mut seen).await {
                 Some((detected, connected)) => {
                     server = connected;
                     detected
@@ -225,7 +251,7 @@ impl Connection {
                 None => return,
             },
             // Bytes that policy would refuse may still become HTTP, which it may allow: they are waited for.
-            (None, permit) => match tokio::time::timeout(
+            permit => match tokio::time::timeout(
                 tls::HANDSHAKE_TIMEOUT,
                 detect::first_bytes(&mut stream, &mut seen, permit.is_ok().then_some(STALL)),
             )
@@ -236,12 +262,73 @@ impl Connection {
                 Err(_) => Detected::Opaque,
             },
         };
-        let stream = stream.rewind(seen);
+        let mut stream = stream.rewind(seen);
         match detected {
             Detected::Http1 => self.http(stream, HttpVersion::Http1).await,
             Detected::Http2 => self.http(stream, HttpVersion::Http2).await,
-            Detected::Opaque => self.bytes(stream, server).await,
+            Detected::Opaque => self.bytes(&mut stream, server).await,
         }
+    }
+
+    /// Byte streams that a sidecar sends one after another. Each is judged, limited and counted as if it had a connection of
+    /// its own.
+    async fn streams(&self, transport: Transport) {
+        let mut tunnel = Tunnel::new(transport, self.target.port());
+        while let Some(open) = self.next_stream(&mut tunnel).await {
+            match open.undecided {
+                false => self.bytes(&mut tunnel, None).await,
+                true => {
+                    if let Some(server) = self.first_of_stream(&mut tunnel).await {
+                        self.bytes(&mut tunnel, server).await;
+                    }
+                }
+            }
+            if Instant::now() >= self.lifetime.end || !tunnel.settle().await {
+                break;
+            }
+        }
+        if let Some(fault) = tunnel.fault() {
+            refused(&self.worker, "bad_frame", Some(&fault.to_string()), self.peer);
+        }
+        tunnel.close().await;
+    }
+
+    /// `None`: there will be no more.
+    async fn next_stream(&self, tunnel: &mut Tunnel) -> Option<Open> {
+        let mut view = self.worker.view.clone();
+        view.mark_unchanged();
+        let unused = tunnel.streams() == 0;
+        tokio::select! {
+            biased;
+            open = tunnel.next() => open.ok().flatten(),
+            // A client that has just connected has a stream on its way.
+            () = told_to_leave(&self.worker, self.lifetime), if !unused => None,
+            () = idle_must_close(&self.worker, self.lifetime), if unused => None,
+            () = tokio::time::sleep(STREAM_TIMEOUT) => None,
+            _ = self.until_forbidden(view) => None,
+        }
+    }
+
+    /// Waits for the first byte of a stream whose client was silent when it was opened, from either side: where policy would
+    /// let bytes pass, the application is let to speak first. `None`: the client took the stream back, or is gone.
+    async fn first_of_stream(&self, tunnel: &mut Tunnel) -> Option<Option<Stream>> {
+        let (server, patience) = match self.admit_stream().permit {
+            Ok(_) => (self.worker.upstreams.tcp(self.target).await.ok(), SILENCE),
+            Err(_) => (None, tls::HANDSHAKE_TIMEOUT),
+        };
+        // A client that waits for the server to speak would wait for ever: it is told that nobody will.
+        let Some(server) = server else {
+            let first = tokio::time::timeout(patience, tunnel.first()).await;
+            return first.unwrap_or(Ok(true)).ok()?.then_some(None);
+        };
+        let mut peeked = [0];
+        tokio::select! {
+            biased;
+            first = tunnel.first() => if !first.ok()? { return None },
+            _ = server.peek(&mut peeked) => {}
+            () = until(self.lifetime.end) => return None,
+        }
+        Some(Some(Transport::Plain(server).rewind(BytesMut::new())))
     }
 
     fn admit_stream(&self) -> Judged {
@@ -256,9 +343,11 @@ impl Connection {
     ) -> Option<(Detected, Option<Stream>)> {
         let mut server = match self.worker.upstreams.tcp(self.target).await {
             Ok(server) => server,
-            // The caller's first bytes may still be HTTP, which deserves an answer.
+            // The caller's first bytes may still be HTTP, which deserves an answer. One that waits for the server to
+            // speak would wait for ever: it is told that nobody listens, as a byte stream is.
             Err(_) => {
-                return detect::first_bytes(stream, seen, Some(STALL)).await.ok().map(|detected| (detected, None));
+                let first = tokio::time::timeout(SILENCE, detect::first_bytes(stream, seen, Some(STALL))).await;
+                return first.unwrap_or(Ok(Detected::Opaque)).ok().map(|detected| (detected, None));
             }
         };
         let mut spoken = BytesMut::new();
@@ -271,72 +360,72 @@ impl Connection {
                 read.ok()?;
                 Some((Detected::Opaque, Some(Transport::Plain(server).rewind(spoken))))
             }
-            () = until(self.lifetime.end) => None,
         }
     }
 
     /// Carries a byte stream, for as long as policy permits it. It is judged here and not when it was accepted: the
     /// first byte may come long after.
-    async fn bytes(&self, stream: Stream, server: Option<Stream>) {
+    async fn bytes(&self, caller: &mut impl Side, server: Option<Stream>) {
         let worker = &self.worker;
         let mut view = worker.view.clone();
         view.mark_unchanged();
         let judged = self.admit_stream();
         self.count(&judged);
-        let open = Rc::new(worker.telemetry.connection_opened(&self.ends));
-        let ending = match judged.permit {
+        let open = worker.telemetry.connection_opened(&self.ends);
+        let permitted = match judged.permit {
             Err(denial) => Err(Ending::Denied { policy: denial.policy, reason: denial.explanation }),
             Ok(permit) => match self.limit() {
                 Err(limited) => Err(Ending::Limited { policy: limited.policy, limit: limited.limit }),
                 Ok(()) => Ok(permit),
             },
         };
-        let outcome = match ending {
-            Err(ending) => {
-                stream.into_parts().1.reset();
-                ending
+        let outcome = match permitted {
+            Err(refusal) => {
+                caller.cut();
+                refusal
             }
-            Ok(permit) => {
-                let server = match server {
-                    Some(server) => Ok(server),
-                    None => {
-                        worker.upstreams.tcp(self.target).await.map(|tcp| Transport::Plain(tcp).rewind(BytesMut::new()))
-                    }
-                };
-                match server {
-                    Err(error) => {
-                        tracing::debug!(%error, "application not reached");
-                        stream.into_parts().1.reset();
-                        Ending::Failed(error.label())
-                    }
-                    Ok(server) => {
-                        let (sent, received) = (Rc::clone(&open), Rc::clone(&open));
-                        let carried = carry::bytes(
-                            stream,
-                            server,
-                            move |n| sent.add_sent(n),
-                            move |n| received.add_received(n),
-                            &permit,
-                        );
-                        tokio::select! {
-                            done = carried => if done.is_ok() { Ending::Forwarded } else { Ending::Failed("cut") },
-                            () = until(self.lifetime.end) => Ending::Failed("certificate_expired"),
-                            denial = self.until_forbidden(view) => {
-                                Ending::Denied { policy: denial.policy, reason: denial.explanation }
-                            }
-                        }
-                    }
+            Ok(permit) => tokio::select! {
+                ending = self.carry(caller, server, &permit, &open) => ending,
+                () = until(self.lifetime.end) => Ending::Failed("certificate_expired"),
+                denial = self.until_forbidden(view) => {
+                    Ending::Denied { policy: denial.policy, reason: denial.explanation }
                 }
-            }
+            },
         };
-        let identity = self.caller.identity().map(|id| id.as_str().to_owned());
         let event = ConnectionEvent {
             outcome: outcome.as_outcome(),
-            peer_identity: identity.as_deref(),
+            peer_identity: self.caller.identity().map(|id| id.as_str()),
             peer_address: Some(self.peer),
         };
-        if let Some(open) = Rc::into_inner(open) {
-            open.finish(&event);
+        open.finish(&event);
+    }
+
+    async fn carry(
+        &self,
+        caller: &mut impl Side,
+        server: Option<Stream>,
+        permit: &Permit,
+        open: &OpenConnection,
+    ) -> Ending {
+        let server = match server {
+            Some(server) => Ok(server),
+            None => {
+                self.worker.upstreams.tcp(self.target).await.map(|tcp| Transport::Plain(tcp).rewind(BytesMut::new()))
+            }
+        };
+        match server {
+            Err(error) => {
+                tracing::debug!(%error, "application not reached");
+                caller.cut();
+                Ending::Failed(error.label())
+            }
+            Ok(mut server) => {
+                let (sent, received) = (|read| open.add_sent(read), |read| open.add_received(read));
+                match carry::bytes(caller, &mut server, sent, received, permit).await {
+                    Ok(()) => Ending::Forwarded,
+                    Err(_) => Ending::Failed("cut"),
+                }
+            }
         }
     }
 
@@ -411,11 +500,11 @@ impl Connection {
             Err(answer) => return leave(&self.closing, record.answer(answer.into_response(grpc))),
         };
         self.tell_application(&mut request);
-        let endpoint = Endpoint { address: self.target, workload: String::new(), identity: None };
         let to = Forwarding {
             worker: &self.worker,
             identity: &self.identity,
-            endpoints: std::slice::from_ref(&endpoint),
+            destination: &self.application,
+            policy: SendPolicy::DEFAULT,
             path,
             closing: &self.closing,
             lifetime: self.lifetime,
@@ -435,7 +524,8 @@ impl Connection {
             record.ending = Ending::Failed(label);
             bad_request(label, text)
         };
-        path::check_method(request.method().as_str()).map_err(|why| refuse(record, why.label(), "the method"))?;
+        let method = if begins_websocket(request) { &Method::GET } else { request.method() };
+        path::check_method(method.as_str()).map_err(|why| refuse(record, why.label(), "the method"))?;
         let sent = request.uri().path();
         let compared =
             path::normalize(sent).map_err(|why| refuse(record, why.label(), "the path has no single reading"))?;
@@ -449,8 +539,7 @@ impl Connection {
             true => host.into(),
             false => path::normalize_host(host).map_err(|why| refuse(record, why.label(), "the Host header"))?,
         };
-        let http =
-            HttpRequest { method: request.method().as_str(), path: &compared, host: &host, headers: request.headers() };
+        let http = HttpRequest { method: method.as_str(), path: &compared, host: &host, headers: request.headers() };
         let view = self.worker.view();
         let judged = policy::admit(&view.config.inbound.policy, &self.caller, self.target.port(), Some(http));
         self.count(&judged);

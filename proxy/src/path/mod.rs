@@ -1,11 +1,18 @@
 //! How a connection travels. READ FIRST: [`inbound`] (network to application), [`outbound`] (application to network),
-//! and [`http`], the per-request stack that both share.
+//! [`http`] and [`send`], the per-request stack that both share.
+mod attempt;
 mod exact;
 pub mod http;
 pub mod inbound;
+mod limits;
+mod mirror;
 pub mod outbound;
 mod record;
 mod respond;
+mod routed;
+pub mod send;
+
+pub use mirror::Mirrors;
 
 use std::cell::Cell;
 use std::rc::Rc;
@@ -18,6 +25,7 @@ use tokio::sync::watch;
 use crate::stage::accept::LocalAddresses;
 use crate::stage::balance::Balancer;
 use crate::stage::connect::{Identity, Upstreams};
+use crate::stage::detect::ServerFirst;
 use crate::stage::rate_limit::Limiter;
 use crate::stage::route::MeshView;
 use crate::telemetry::{Party, WorkerTelemetry};
@@ -45,8 +53,12 @@ pub struct Worker {
     pub phase: watch::Receiver<Phase>,
     /// Connections to other places.
     pub upstreams: Rc<Upstreams>,
+    /// Where servers speak first.
+    pub server_first: ServerFirst,
     /// Load by endpoint.
     pub balancer: Balancer,
+    /// Copies of requests that are under way.
+    pub mirrors: Mirrors,
     /// Metrics, traces and the access log.
     pub telemetry: WorkerTelemetry,
     /// Ports to which nothing is forwarded.

@@ -2,22 +2,27 @@
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use http::header::CONTENT_LENGTH;
 use http::uri::Uri;
-use http::{HeaderMap, HeaderValue, Method, Response};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Response};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
-use weft_api::workload::Endpoint;
+use tokio::time::Sleep;
 use weft_certs::SpiffeId;
 
 use super::Worker;
-use crate::stage::balance::Chosen;
-use crate::stage::body::Progress;
-use crate::stage::connect::Sender;
+use crate::stage::balance::{Chosen, Target};
+use crate::stage::body::{BodyError, Progress};
+use crate::stage::pool::Sender;
 use crate::telemetry::{ActiveSpan, Ends, Outcome, RequestEvent};
+
+/// The gRPC status of a call whose time was over.
+const DEADLINE_EXCEEDED: u16 = 4;
 
 /// How a request ended, owned.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,6 +63,12 @@ pub(crate) struct Record {
     pub(crate) response_bytes: u64,
     pub(crate) ending: Ending,
     pub(crate) span: Option<ActiveSpan>,
+    /// The rule of a route that decided where it went.
+    pub(crate) route: Option<Arc<str>>,
+    /// How often it was sent again.
+    pub(crate) retries: u32,
+    /// The endpoint that was called last.
+    target: Option<Rc<Target>>,
     complete: bool,
 }
 
@@ -80,15 +91,17 @@ impl Record {
             response_bytes: 0,
             ending: Ending::Forwarded,
             span: None,
+            route: None,
+            retries: 0,
+            target: None,
             complete: false,
         }
     }
 
     /// Notes the endpoint that is called. The connection that the request came on may be older than it.
-    pub(crate) fn goes_to(&mut self, endpoint: &Endpoint) {
-        self.peer_address = Some(endpoint.address);
-        self.peer_identity.clone_from(&endpoint.identity);
-        let tls = endpoint.identity.is_some();
+    pub(crate) fn goes_to(&mut self, target: &Rc<Target>) {
+        let tls = target.endpoint.identity.is_some();
+        self.target = Some(Rc::clone(target));
         if self.ends.tls != tls {
             self.ends = Rc::new(Ends { tls, ..(*self.ends).clone() });
         }
@@ -99,7 +112,12 @@ impl Record {
         self.status = response.status().as_u16();
         self.grpc_status = grpc_status_of(response.headers());
         self.answered = Some(Instant::now());
-        let (parts, mut body) = response.into_parts();
+        let (mut parts, mut body) = response.into_parts();
+        if self.method == Method::HEAD
+            && let Some(length) = body.withhold()
+        {
+            parts.headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
+        }
         if body.is_end_stream() {
             self.complete = true;
         } else {
@@ -112,6 +130,10 @@ impl Record {
         let outcome = match &self.ending {
             Ending::Forwarded if !self.complete => Outcome::Cancelled,
             ending => ending.as_outcome(),
+        };
+        let (peer_identity, peer_address) = match &self.target {
+            Some(target) => (&target.endpoint.identity, Some(target.endpoint.address)),
+            None => (&self.peer_identity, self.peer_address),
         };
         let event = RequestEvent {
             ends: &self.ends,
@@ -130,8 +152,10 @@ impl Record {
             request_bytes: self.request_body.bytes.get(),
             response_bytes: self.response_bytes,
             outcome,
-            peer_identity: self.peer_identity.as_ref().map(SpiffeId::as_str),
-            peer_address: self.peer_address,
+            route: self.route.as_deref(),
+            retries: self.retries,
+            peer_identity: peer_identity.as_ref().map(SpiffeId::as_str),
+            peer_address,
         };
         self.worker.telemetry.request(&event, self.span.take());
     }
@@ -151,6 +175,14 @@ fn grpc_status_of(headers: &HeaderMap) -> Option<u16> {
 pub(crate) struct ResponseBody {
     source: Source,
     pub(crate) record: Option<Record>,
+    deadline: Option<Deadline>,
+}
+
+/// When an answer is cut.
+struct Deadline {
+    sleep: Pin<Box<tokio::time::Sleep>>,
+    /// The caller of gRPC over HTTP/2 is told so in trailers.
+    grpc: bool,
 }
 
 #[expect(clippy::large_enum_variant, reason = "nearly every body is the larger one: a box would cost each request")]
@@ -160,20 +192,77 @@ enum Source {
         inner: Incoming,
         /// Goes back to its pool when the answer was read to its end; on the way it counts as load.
         sender: Option<(Sender, Chosen)>,
+        /// Ends it when it brings nothing for long; made only where that is set.
+        idle: Option<Idle>,
     },
+}
+
+/// The time left for the next piece of a body.
+struct Idle {
+    patience: Duration,
+    timer: Pin<Box<Sleep>>,
+}
+
+impl Idle {
+    fn new(patience: Duration) -> Self {
+        Self { patience, timer: Box::pin(tokio::time::sleep(patience)) }
+    }
+
+    /// Ready when the time is over; a piece that came begins it anew.
+    fn poll(&mut self, cx: &mut Context<'_>, came: bool) -> Poll<()> {
+        if came {
+            self.timer.as_mut().reset(tokio::time::Instant::now() + self.patience);
+            return Poll::Pending;
+        }
+        self.timer.as_mut().poll(cx)
+    }
 }
 
 impl ResponseBody {
     pub(crate) fn local(text: Bytes) -> Self {
-        Self { source: Source::Local(Some(text).filter(|text| !text.is_empty())), record: None }
+        Self { source: Source::Local(Some(text).filter(|text| !text.is_empty())), record: None, deadline: None }
     }
 
-    pub(crate) fn upstream(inner: Incoming, sender: Sender, chosen: Chosen) -> Self {
-        let mut body = Self { source: Source::Upstream { inner, sender: Some((sender, chosen)) }, record: None };
+    /// Takes away a text of our own, and says how long it was: no answer to HEAD has a body.
+    fn withhold(&mut self) -> Option<usize> {
+        match &mut self.source {
+            Source::Local(text) => text.take().map(|text| text.len()),
+            Source::Upstream { .. } => None,
+        }
+    }
+
+    /// `patience`: for how long it may bring nothing.
+    pub(crate) fn upstream(inner: Incoming, sender: Sender, chosen: Chosen, patience: Option<Duration>) -> Self {
+        let source = Source::Upstream { inner, sender: Some((sender, chosen)), idle: patience.map(Idle::new) };
+        let mut body = Self { source, record: None, deadline: None };
         if body.is_end_stream() {
             body.finish();
         }
         body
+    }
+
+    /// Cuts the answer at `at`, should it not be over by then.
+    pub(crate) fn end_by(&mut self, at: Instant, grpc: bool) {
+        if !self.is_end_stream() {
+            self.deadline = Some(Deadline { sleep: Box::pin(tokio::time::sleep_until(at.into())), grpc });
+        }
+    }
+
+    /// The time is over: what is left of the answer is given up.
+    fn cut(&mut self, grpc: bool) -> Result<Frame<Bytes>, BodyError> {
+        self.deadline = None;
+        self.source = Source::Local(None);
+        if let Some(mut record) = self.record.take() {
+            record.ending = Ending::Failed("request_timeout");
+            record.grpc_status = record.grpc_status.or(grpc.then_some(DEADLINE_EXCEEDED));
+        }
+        match grpc {
+            true => Ok(Frame::trailers(HeaderMap::from_iter([(
+                HeaderName::from_static("grpc-status"),
+                HeaderValue::from(DEADLINE_EXCEEDED),
+            )]))),
+            false => Err(BodyError::Deadline),
+        }
     }
 
     /// The answer was read to its end.
@@ -191,13 +280,26 @@ impl ResponseBody {
 
 impl Body for ResponseBody {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = BodyError;
 
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let this = self.get_mut();
+        if let Some(deadline) = &mut this.deadline
+            && deadline.sleep.as_mut().poll(cx).is_ready()
+        {
+            let grpc = deadline.grpc;
+            return Poll::Ready(Some(this.cut(grpc)));
+        }
         let polled = match &mut this.source {
             Source::Local(text) => Poll::Ready(text.take().map(|text| Ok(Frame::data(text)))),
-            Source::Upstream { inner, .. } => Pin::new(inner).poll_frame(cx),
+            Source::Upstream { inner, idle, .. } => {
+                let polled = Pin::new(inner).poll_frame(cx).map_err(BodyError::Incoming);
+                let over = |idle: &mut Idle| idle.poll(cx, polled.is_ready()).is_ready().then_some(idle.patience);
+                match idle.as_mut().and_then(over) {
+                    Some(patience) => Poll::Ready(Some(Err(BodyError::Idle(patience)))),
+                    None => polled,
+                }
+            }
         };
         match &polled {
             Poll::Ready(Some(Ok(frame))) => {
@@ -212,9 +314,12 @@ impl Body for ResponseBody {
                 }
             }
             Poll::Ready(None) => this.finish(),
-            Poll::Ready(Some(Err(_))) => {
+            Poll::Ready(Some(Err(cut))) => {
                 if let Some(record) = &mut this.record {
-                    record.ending = Ending::Failed("response_cut");
+                    record.ending = Ending::Failed(match cut {
+                        BodyError::Idle(_) => "idle_timeout",
+                        _ => "response_cut",
+                    });
                 }
                 this.record = None;
             }

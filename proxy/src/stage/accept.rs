@@ -178,6 +178,11 @@ pub fn reset_ref(stream: &TcpStream) {
     let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
 }
 
+/// Takes back [`reset_ref`].
+pub fn reset_no_more(stream: &TcpStream) {
+    let _ = SockRef::from(stream).set_linger(None);
+}
+
 /// Ends the connection when the other side takes nothing of what is sent for `stall` (TCP_USER_TIMEOUT): it neither
 /// acknowledges nor opens its window. A reader that is slow but reads is left alone, whatever its speed.
 pub fn limit_stall(stream: &TcpStream, stall: Option<Duration>) {

@@ -14,6 +14,9 @@ use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use tokio::time::{Instant, Sleep};
 
+use super::expect::{Gate, Withheld};
+use super::tee;
+
 /// Most that hyper buffers of an HTTP/1 connection; bounds the header section (the default is 400 KiB).
 pub const HTTP1_BUFFER: usize = 64 * 1024;
 /// Bytes a peer may send on one HTTP/2 stream before we read them.
@@ -48,12 +51,69 @@ pub enum RequestBody {
     /// As it comes in.
     Incoming {
         /// What comes in.
-        inner: Incoming,
-        /// How much of it did.
-        progress: Rc<Progress>,
-        /// How long it may be waited for.
-        wait: Wait,
+        inner: Arriving,
+        /// Shut while the server was not heard on whether it wants the body.
+        gate: Option<Box<Gate>>,
     },
+    /// As it comes in, and once more should it be sent again.
+    Repeatable(tee::Reader),
+    /// The same from its beginning, not begun.
+    Again(tee::Tee),
+    /// A copy of what another request sends.
+    Copy(tee::Copy),
+}
+
+impl RequestBody {
+    /// What comes in, as it comes.
+    pub fn incoming(inner: Incoming, progress: &Rc<Progress>, wait: Wait) -> Self {
+        match inner.is_end_stream() {
+            true => Self::Empty,
+            false => Self::Incoming { inner: Arriving::new(inner, progress, wait), gate: None },
+        }
+    }
+
+    /// The same body once more, where it may be at hand whole: to be [begun](Self::begin) when it is needed.
+    pub fn copy(&self) -> Option<Self> {
+        match self {
+            Self::Empty => Some(Self::Empty),
+            Self::Repeatable(body) => body.again().map(Self::Again),
+            Self::Incoming { .. } | Self::Copy(_) | Self::Again(_) => None,
+        }
+    }
+
+    /// Makes what was copied ready to be sent. `None`: it is not at hand whole any more.
+    pub fn begin(self) -> Option<Self> {
+        match self {
+            Self::Again(body) => body.can_repeat().then(|| Self::Repeatable(body.read())),
+            other => Some(other),
+        }
+    }
+}
+
+/// Why a body ends before its end.
+#[derive(Debug, thiserror::Error)]
+pub enum BodyError {
+    /// It stopped coming.
+    #[error(transparent)]
+    Incoming(#[from] hyper::Error),
+    /// The next piece of a request's body did not come in time.
+    #[error("the request's body did not come in time")]
+    Stalled,
+    /// It was never asked for.
+    #[error(transparent)]
+    Withheld(#[from] Withheld),
+    /// The request is sent again: what is left of it belongs to the next attempt.
+    #[error("the request is being sent again")]
+    Superseded,
+    /// A mirror did not keep up, or the original was broken off.
+    #[error("the copy does not keep up with its original")]
+    CopyCut,
+    /// Nothing came for too long.
+    #[error("the answer brought nothing for {0:?}")]
+    Idle(Duration),
+    /// The time that the request may take is over.
+    #[error("the request took longer than it may")]
+    Deadline,
 }
 
 /// Bounds the time between two pieces of a body.
@@ -79,6 +139,56 @@ impl Wait {
             self.waiting = true;
         }
         timer.as_mut().poll(cx)
+    }
+}
+
+/// A body as it arrives: counted, and not waited for without end.
+pub struct Arriving {
+    inner: Incoming,
+    progress: Rc<Progress>,
+    wait: Wait,
+}
+
+impl Arriving {
+    /// `progress` tells how far it came.
+    pub fn new(inner: Incoming, progress: &Rc<Progress>, wait: Wait) -> Self {
+        Self { inner, progress: Rc::clone(progress), wait }
+    }
+}
+
+impl Body for Arriving {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let Self { inner, progress, wait } = self.get_mut();
+        match Pin::new(inner).poll_frame(cx) {
+            Poll::Pending => {
+                ready!(wait.poll(cx));
+                progress.failure.set(Some(Failure::Stalled));
+                Poll::Ready(Some(Err(BodyError::Stalled)))
+            }
+            Poll::Ready(frame) => {
+                wait.waiting = false;
+                match &frame {
+                    Some(Ok(frame)) => {
+                        let more = frame.data_ref().map_or(0, |data| data.len() as u64);
+                        progress.bytes.set(progress.bytes.get() + more);
+                    }
+                    Some(Err(_)) => progress.failure.set(Some(Failure::Broken)),
+                    None => {}
+                }
+                Poll::Ready(frame.map(|frame| frame.map(without_forbidden_trailers).map_err(BodyError::from)))
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
     }
 }
 
@@ -113,37 +223,25 @@ fn without_forbidden_trailers(frame: Frame<Bytes>) -> Frame<Bytes> {
     }
 }
 
-/// A request's body did not come.
-#[derive(Debug, thiserror::Error)]
-#[error("the request's body did not come in time")]
-struct Stalled;
-
 impl Body for RequestBody {
     type Data = Bytes;
-    type Error = Box<dyn std::error::Error + Send + Sync>;
+    type Error = BodyError;
 
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         match self.get_mut() {
             Self::Empty => Poll::Ready(None),
-            Self::Incoming { inner, progress, wait } => match Pin::new(inner).poll_frame(cx) {
-                Poll::Pending => {
-                    ready!(wait.poll(cx));
-                    progress.failure.set(Some(Failure::Stalled));
-                    Poll::Ready(Some(Err(Stalled.into())))
-                }
-                Poll::Ready(frame) => {
-                    wait.waiting = false;
-                    match &frame {
-                        Some(Ok(frame)) => {
-                            let more = frame.data_ref().map_or(0, |data| data.len() as u64);
-                            progress.bytes.set(progress.bytes.get() + more);
-                        }
-                        Some(Err(_)) => progress.failure.set(Some(Failure::Broken)),
-                        None => {}
+            Self::Incoming { inner, gate } => {
+                if let Some(shut) = gate {
+                    if let Err(withheld) = ready!(shut.poll(cx)) {
+                        return Poll::Ready(Some(Err(withheld.into())));
                     }
-                    Poll::Ready(frame.map(|frame| frame.map(without_forbidden_trailers).map_err(Into::into)))
+                    *gate = None;
                 }
-            },
+                Pin::new(inner).poll_frame(cx)
+            }
+            Self::Repeatable(body) => Pin::new(body).poll_frame(cx),
+            Self::Again(_) => Poll::Ready(Some(Err(BodyError::Superseded))),
+            Self::Copy(body) => Pin::new(body).poll_frame(cx),
         }
     }
 
@@ -151,6 +249,9 @@ impl Body for RequestBody {
         match self {
             Self::Empty => true,
             Self::Incoming { inner, .. } => inner.is_end_stream(),
+            Self::Repeatable(body) => body.is_end_stream(),
+            Self::Again(_) => false,
+            Self::Copy(body) => body.is_end_stream(),
         }
     }
 
@@ -158,6 +259,9 @@ impl Body for RequestBody {
         match self {
             Self::Empty => SizeHint::with_exact(0),
             Self::Incoming { inner, .. } => inner.size_hint(),
+            Self::Repeatable(body) => body.size_hint(),
+            Self::Again(_) => SizeHint::default(),
+            Self::Copy(body) => body.size_hint(),
         }
     }
 }

@@ -1,33 +1,34 @@
-//! Connections to where requests go: dialled, secured, and for HTTP kept for the next request.
+//! Makes connections to where requests go: dialled, secured, and for HTTP kept for the next request (see [`super::pool`]).
 //!
 //! One worker's connections are its own. An endpoint with an identity is reached by mTLS as that identity or not at all.
 use std::cell::{Cell, RefCell};
 use std::io;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use hashbrown::HashMap;
-use http::{Request, Response};
-use hyper::body::Incoming;
-use hyper::client::conn::{TrySendError, http1, http2};
+use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use socket2::SockRef;
+use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpSocket, TcpStream};
-use weft_api::workload::Endpoint;
+use weft_api::workload::{Endpoint, Traffic};
 use weft_certs::{ExpectedServer, SpiffeId, Svid};
 
+use super::balance::{Destination, Full, Open, Target};
 use super::body::RequestBody;
+use super::pool::{STREAMS_AT_FIRST, Sender};
 use super::tls::{self, Carries, HandshakeError, Lifetime};
 use super::transport::{Stream, Transport};
+use super::tunnel::Tunnel;
 
-/// Time for a TCP connection to be established.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
-/// An idle connection is closed by us before the other side would close it.
-const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
-/// Idle connections kept for one endpoint.
-const MOST_IDLE: usize = 256;
+/// An idle connection is probed after so long, and is dead when three probes have no answer.
+const KEEPALIVE: Duration = Duration::from_secs(10);
+/// An HTTP connection is dead when what was sent is not acknowledged for so long. Byte streams may stand still for longer:
+/// their application may have stopped reading, which TCP cannot tell from this.
+const UNACKNOWLEDGED: Duration = Duration::from_secs(30);
 
 /// This sidecar's identity with what is made from it.
 pub struct Identity {
@@ -49,6 +50,12 @@ pub enum ConnectError {
     /// HTTP could not be started.
     #[error("cannot speak HTTP with {0}: {1}")]
     Http(SocketAddr, hyper::Error),
+    /// A limit of the destination was reached.
+    #[error("the destination has as much under way as it may: {}", .0.label())]
+    Full(Full),
+    /// No connection may be made, and a kept one to another endpoint is free.
+    #[error("another endpoint has a free connection")]
+    Elsewhere,
 }
 
 impl ConnectError {
@@ -60,6 +67,8 @@ impl ConnectError {
             Self::Tcp(..) => "connect_failed",
             Self::Tls(_, error) => error.label(),
             Self::Http(..) => "connect_http",
+            Self::Full(full) => full.label(),
+            Self::Elsewhere => Full::Connections.label(),
         }
     }
 }
@@ -73,12 +82,6 @@ pub enum HttpVersion {
     Http2,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct Key {
-    endpoint: Endpoint,
-    version: HttpVersion,
-}
-
 /// Runs hyper's tasks on the worker's own thread.
 #[derive(Clone, Copy, Debug)]
 pub struct LocalExecutor;
@@ -89,36 +92,18 @@ impl<F: Future<Output: 'static> + 'static> hyper::rt::Executor<F> for LocalExecu
     }
 }
 
-/// All connections of one worker to other places.
+/// Makes one worker's connections to other places.
 pub struct Upstreams {
     mark: Option<u32>,
-    idle: RefCell<HashMap<Key, Vec<Idle>>>,
-    shared: RefCell<HashMap<Key, SharedSlot>>,
     configs: RefCell<TlsConfigs>,
 }
 
-struct Idle {
-    sender: http1::SendRequest<RequestBody>,
-    lifetime: Lifetime,
-    since: Instant,
-}
-
-/// Held while the one HTTP/2 connection to an endpoint is being made, so that only one is.
-type SharedSlot = Rc<tokio::sync::Mutex<Option<Shared>>>;
-
-/// An HTTP/2 connection that many requests share.
-#[derive(Clone)]
-struct Shared {
-    sender: http2::SendRequest<RequestBody>,
-    lifetime: Lifetime,
-    /// Turned on when it took no more requests.
-    spent: Rc<Cell<bool>>,
-}
-
-impl Shared {
-    fn usable(&self, now: Instant) -> bool {
-        !self.spent.get() && !self.sender.is_closed() && now < self.lifetime.retire
-    }
+/// What carries a byte stream to an endpoint.
+pub enum Carrier {
+    /// A plaintext connection of its own.
+    Own(Stream),
+    /// A place in an mTLS connection.
+    Framed(Tunnel),
 }
 
 #[derive(Default)]
@@ -128,25 +113,40 @@ struct TlsConfigs {
 }
 
 impl Upstreams {
-    /// No connections yet. `mark` is set on every socket where the redirect knows the proxy by its mark.
+    /// `mark` is set on every socket where the redirect knows the proxy by its mark.
     pub fn new(mark: Option<u32>) -> Self {
-        Self { mark, idle: RefCell::default(), shared: RefCell::default(), configs: RefCell::default() }
+        Self { mark, configs: RefCell::default() }
     }
 
     /// A TCP connection that the redirect lets pass.
     pub async fn tcp(&self, address: SocketAddr) -> Result<TcpStream, ConnectError> {
-        dial(address, self.mark).await.map_err(|error| ConnectError::Tcp(address, error))
+        self.tcp_within(address, Traffic::DEFAULT.connect_timeout).await
     }
 
-    /// A connection to `endpoint` for a byte stream, secured if it has an identity.
+    async fn tcp_within(&self, address: SocketAddr, patience: Duration) -> Result<TcpStream, ConnectError> {
+        dial(address, self.mark, patience).await.map_err(|error| ConnectError::Tcp(address, error))
+    }
+
+    /// Opens a byte stream to `target`, secured if it has an identity: on a connection that was kept, or a new one.
     pub async fn stream(
         &self,
-        endpoint: &Endpoint,
-        carries: Carries,
+        target: &Target,
+        undecided: bool,
         identity: &Arc<Identity>,
-    ) -> Result<(Stream, Lifetime), ConnectError> {
-        let (transport, lifetime) = self.transport(endpoint, carries, identity).await?;
-        Ok((transport.rewind(Default::default()), lifetime))
+        patience: Duration,
+    ) -> Result<(Carrier, Lifetime), ConnectError> {
+        if let Some((mut tunnel, lifetime)) = target.pool.tunnels.take() {
+            tunnel.open(undecided);
+            return Ok((Carrier::Framed(tunnel), lifetime));
+        }
+        let endpoint = &target.endpoint;
+        let (transport, lifetime) = self.transport(endpoint, Carries::Streams, identity, patience).await?;
+        if let Transport::Plain(_) = transport {
+            return Ok((Carrier::Own(transport.rewind(Default::default())), lifetime));
+        }
+        let mut tunnel = Tunnel::new(transport, endpoint.address.port());
+        tunnel.open(undecided);
+        Ok((Carrier::Framed(tunnel), lifetime))
     }
 
     async fn transport(
@@ -154,8 +154,13 @@ impl Upstreams {
         endpoint: &Endpoint,
         carries: Carries,
         identity: &Arc<Identity>,
+        patience: Duration,
     ) -> Result<(Transport, Lifetime), ConnectError> {
-        let tcp = self.tcp(endpoint.address).await?;
+        let tcp = self.tcp_within(endpoint.address, patience).await?;
+        if matches!(carries, Carries::Http1 | Carries::Http2) {
+            // Best effort: without it a dead peer is noticed all the same, later.
+            let _ = SockRef::from(&tcp).set_tcp_user_timeout(Some(UNACKNOWLEDGED));
+        }
         let Some(server) = &endpoint.identity else {
             return Ok((Transport::Plain(tcp), Lifetime::unbounded()));
         };
@@ -189,185 +194,123 @@ impl Upstreams {
         Arc::clone(configs.by_server.entry((server.clone(), carries)).or_insert_with(make))
     }
 
-    /// Takes a stream that turned out to carry HTTP/1 into use, as [`Self::http`] would have made it.
-    pub async fn adopt(
-        self: &Rc<Self>,
-        endpoint: &Endpoint,
-        stream: Stream,
-        lifetime: Lifetime,
-    ) -> Result<(), ConnectError> {
-        let sender = start_http1(endpoint.address, stream, lifetime).await?;
-        self.keep(
-            Key { endpoint: endpoint.clone(), version: HttpVersion::Http1 },
-            Idle { sender, lifetime, since: Instant::now() },
-        );
-        Ok(())
-    }
-
-    /// A connection that is ready for a request: kept from before, or new. `fresh_only` passes over kept HTTP/1 ones.
+    /// A connection that is ready for a request: kept from before, or new if `destination` has room for one more.
+    /// `fresh_only` passes over kept HTTP/1 ones.
+    ///
+    /// # Errors
+    /// Why there is none; a limit that was reached is no fault of the endpoint.
     pub async fn http(
-        self: &Rc<Self>,
-        endpoint: &Endpoint,
+        &self,
+        destination: &Rc<Destination>,
+        target: &Target,
         version: HttpVersion,
         identity: &Arc<Identity>,
         fresh_only: bool,
     ) -> Result<Sender, ConnectError> {
-        let key = Key { endpoint: endpoint.clone(), version };
+        if let Some(kept) = kept(target, version, fresh_only) {
+            return Ok(kept);
+        }
+        let _pending = destination.wait().map_err(ConnectError::Full)?;
         match version {
-            HttpVersion::Http1 => {
-                if let Some(kept) = self.take_idle(&key).filter(|_| !fresh_only) {
-                    return Ok(Sender::Http1(Lease {
-                        pool: Rc::clone(self),
-                        key,
-                        sender: kept.sender,
-                        lifetime: kept.lifetime,
-                        reused: true,
-                    }));
+            HttpVersion::Http1 => self.new_http1(destination, target, identity).await,
+            HttpVersion::Http2 => self.new_http2(destination, target, identity).await,
+        }
+    }
+
+    async fn new_http1(
+        &self,
+        destination: &Rc<Destination>,
+        target: &Target,
+        identity: &Arc<Identity>,
+    ) -> Result<Sender, ConnectError> {
+        let open = loop {
+            if let Some(open) = destination.connection() {
+                break open;
+            }
+            if let Some(kept) = kept(target, HttpVersion::Http1, false) {
+                return Ok(kept);
+            }
+            if destination.has_kept(HttpVersion::Http1) {
+                return Err(ConnectError::Elsewhere);
+            }
+            destination.freed().await;
+        };
+        let endpoint = &target.endpoint;
+        let patience = destination.traffic().connect_timeout;
+        let connections = Rc::clone(open.connections());
+        let (transport, lifetime) = self.transport(endpoint, Carries::Http1, identity, patience).await?;
+        let sender = start_http1(endpoint.address, transport.rewind(Default::default()), lifetime, open).await?;
+        Ok(target.pool.lease(sender, lifetime, &connections))
+    }
+
+    async fn new_http2(
+        &self,
+        destination: &Rc<Destination>,
+        target: &Target,
+        identity: &Arc<Identity>,
+    ) -> Result<Sender, ConnectError> {
+        loop {
+            let making = target.pool.making.lock().await;
+            if let Some(shared) = kept(target, HttpVersion::Http2, false) {
+                return Ok(shared);
+            }
+            let Some(open) = destination.connection() else {
+                drop(making);
+                if destination.has_kept(HttpVersion::Http2) {
+                    return Err(ConnectError::Elsewhere);
                 }
-                let (transport, lifetime) = self.transport(endpoint, Carries::Http1, identity).await?;
-                let sender = start_http1(endpoint.address, transport.rewind(Default::default()), lifetime).await?;
-                Ok(Sender::Http1(Lease { pool: Rc::clone(self), key, sender, lifetime, reused: false }))
-            }
-            HttpVersion::Http2 => {
-                let slot = Rc::clone(self.shared.borrow_mut().entry(key).or_default());
-                let mut slot = slot.lock().await;
-                if let Some(shared) = slot.as_ref().filter(|shared| shared.usable(Instant::now())) {
-                    return Ok(Sender::Http2(SharedLease(shared.clone())));
-                }
-                let (transport, lifetime) = self.transport(endpoint, Carries::Http2, identity).await?;
-                let sender = start_http2(endpoint.address, transport.rewind(Default::default()), lifetime).await?;
-                let shared = Shared { sender, lifetime, spent: Rc::default() };
-                *slot = Some(shared.clone());
-                Ok(Sender::Http2(SharedLease(shared)))
-            }
+                destination.freed().await;
+                continue;
+            };
+            let endpoint = &target.endpoint;
+            let patience = destination.traffic().connect_timeout;
+            let connections = Rc::clone(open.connections());
+            let (transport, lifetime) = self.transport(endpoint, Carries::Http2, identity, patience).await?;
+            let stream = transport.rewind(Default::default());
+            let most = Rc::new(Cell::new(target.pool.streams_at_first()));
+            let sender = start_http2(endpoint.address, stream, lifetime, open, Rc::clone(&most)).await?;
+            return Ok(target.pool.add(sender, lifetime, most, connections));
         }
     }
-
-    fn take_idle(&self, key: &Key) -> Option<Idle> {
-        let now = Instant::now();
-        let mut idle = self.idle.borrow_mut();
-        let kept = idle.get_mut(key)?;
-        while let Some(candidate) = kept.pop() {
-            if candidate.usable(now) {
-                return Some(candidate);
-            }
-        }
-        None
-    }
-
-    fn keep(&self, key: Key, idle: Idle) {
-        let mut all = self.idle.borrow_mut();
-        let kept = all.entry(key).or_default();
-        if kept.len() < MOST_IDLE {
-            kept.push(idle);
-        }
-    }
-
-    /// Closes what was idle too long, is to be retired, or leads to an endpoint that `keep` does not know any more.
-    pub fn sweep(&self, keep: impl Fn(&Endpoint) -> bool) {
-        let now = Instant::now();
-        self.idle.borrow_mut().retain(|key, kept| {
-            kept.retain(|idle| idle.usable(now));
-            !kept.is_empty() && keep(&key.endpoint)
-        });
-        self.shared.borrow_mut().retain(|key, slot| match slot.try_lock() {
-            Ok(slot) => slot.as_ref().is_some_and(|shared| shared.usable(now)) && keep(&key.endpoint),
-            Err(_) => true,
-        });
-    }
 }
 
-impl Idle {
-    fn usable(&self, now: Instant) -> bool {
-        !self.sender.is_closed() && now < self.lifetime.retire && now.duration_since(self.since) < IDLE_TIMEOUT
-    }
-}
-
-/// A connection with room for a request.
-pub enum Sender {
-    /// For this request alone until its answer is read.
-    Http1(Lease),
-    /// Shared by many.
-    Http2(SharedLease),
-}
-
-/// A share of an HTTP/2 connection.
-pub struct SharedLease(Shared);
-
-/// An HTTP/1 connection that goes back to its pool.
-pub struct Lease {
-    pool: Rc<Upstreams>,
-    key: Key,
-    sender: http1::SendRequest<RequestBody>,
-    lifetime: Lifetime,
-    reused: bool,
-}
-
-impl Sender {
-    /// Sends a request; a request of which no byte was sent comes back with the error.
-    pub async fn send(
-        &mut self,
-        request: Request<RequestBody>,
-    ) -> Result<Response<Incoming>, TrySendError<Request<RequestBody>>> {
+impl Carrier {
+    /// Waits until the server speaks or ends its side (`true`), or refuses the stream (`false`). Takes no byte. Cancel-safe.
+    ///
+    /// # Errors
+    /// The connection broke.
+    pub async fn first(&mut self) -> io::Result<bool> {
         match self {
-            Self::Http1(lease) => lease.sender.try_send_request(request).await,
-            Self::Http2(SharedLease(shared)) => shared.sender.try_send_request(request).await,
+            Self::Own(stream) => stream.get_ref().tcp().peek(&mut [0]).await.map(|_| true),
+            Self::Framed(tunnel) => tunnel.first().await,
         }
-    }
-
-    /// Whether the connection served requests before: it may have been closed by the other side while idle.
-    pub fn is_reused(&self) -> bool {
-        match self {
-            Self::Http1(lease) => lease.reused,
-            Self::Http2(_) => true,
-        }
-    }
-
-    /// When its certificate ends it.
-    pub fn end(&self) -> Instant {
-        match self {
-            Self::Http1(lease) => lease.lifetime.end,
-            Self::Http2(SharedLease(shared)) => shared.lifetime.end,
-        }
-    }
-
-    /// It took a request no more: nobody shall be given it again.
-    pub fn discard(self) {
-        if let Self::Http2(SharedLease(shared)) = self {
-            shared.spent.set(true);
-        }
-    }
-
-    /// Gives the connection back once its answer was read to the end.
-    pub fn give_back(self) {
-        let Self::Http1(Lease { pool, key, mut sender, lifetime, .. }) = self else { return };
-        if Instant::now() >= lifetime.retire || sender.is_closed() {
-            return;
-        }
-        if sender.is_ready() {
-            return pool.keep(key, Idle { sender, lifetime, since: Instant::now() });
-        }
-        // The request's body may still be on its way; the connection is ready when that is done.
-        tokio::task::spawn_local(async move {
-            if let Ok(Ok(())) = tokio::time::timeout(IDLE_TIMEOUT, sender.ready()).await {
-                pool.keep(key, Idle { sender, lifetime, since: Instant::now() });
-            }
-        });
     }
 }
 
-/// Connects, marked so that the redirect lets it pass, without delay for small writes.
-pub async fn dial(address: SocketAddr, mark: Option<u32>) -> io::Result<TcpStream> {
+fn kept(target: &Target, version: HttpVersion, fresh_only: bool) -> Option<Sender> {
+    let now = Instant::now();
+    match version {
+        HttpVersion::Http1 if fresh_only => None,
+        HttpVersion::Http1 => target.pool.take_idle(now),
+        HttpVersion::Http2 => target.pool.share(now),
+    }
+}
+
+/// Connects, marked so that the redirect lets it pass, without delay for small writes. A peer that is gone without a word
+/// is noticed by probes of the idle connection.
+pub async fn dial(address: SocketAddr, mark: Option<u32>, patience: Duration) -> io::Result<TcpStream> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
     if let Some(mark) = mark {
         SockRef::from(&socket).set_mark(mark)?;
     }
     socket.set_nodelay(true)?;
-    match tokio::time::timeout(CONNECT_TIMEOUT, socket.connect(address)).await {
+    if !address.ip().is_loopback() {
+        let probes = TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE / 2).with_retries(3);
+        let _ = SockRef::from(&socket).set_tcp_keepalive(&probes);
+    }
+    match tokio::time::timeout(patience, socket.connect(address)).await {
         Ok(connected) => connected,
-        Err(_) => {
-            Err(io::Error::new(io::ErrorKind::TimedOut, format!("no answer within {} s", CONNECT_TIMEOUT.as_secs())))
-        }
+        Err(_) => Err(io::Error::new(io::ErrorKind::TimedOut, format!("no answer within {patience:?}"))),
     }
 }
 
@@ -375,6 +318,7 @@ async fn start_http1(
     address: SocketAddr,
     stream: Stream,
     lifetime: Lifetime,
+    open: Open,
 ) -> Result<http1::SendRequest<RequestBody>, ConnectError> {
     let (sender, connection) = http1::Builder::new()
         .max_buf_size(super::body::HTTP1_BUFFER)
@@ -383,7 +327,7 @@ async fn start_http1(
         .await
         .map_err(|error| ConnectError::Http(address, error))?;
     let connection = connection.with_upgrades();
-    tokio::task::spawn_local(run_until(lifetime.end, connection));
+    tokio::task::spawn_local(run_until(lifetime.end, connection, open));
     Ok(sender)
 }
 
@@ -391,9 +335,12 @@ async fn start_http2(
     address: SocketAddr,
     stream: Stream,
     lifetime: Lifetime,
+    open: Open,
+    most: Rc<Cell<usize>>,
 ) -> Result<http2::SendRequest<RequestBody>, ConnectError> {
-    let (sender, connection) = http2::Builder::new(LocalExecutor)
+    let (sender, mut connection) = http2::Builder::new(LocalExecutor)
         .timer(TokioTimer::new())
+        .initial_max_send_streams(STREAMS_AT_FIRST)
         .initial_stream_window_size(super::body::H2_STREAM_WINDOW)
         .initial_connection_window_size(super::body::H2_CONNECTION_WINDOW)
         .max_send_buf_size(super::body::H2_SEND_BUFFER)
@@ -402,11 +349,20 @@ async fn start_http2(
         .handshake(TokioIo::new(stream))
         .await
         .map_err(|error| ConnectError::Http(address, error))?;
-    tokio::task::spawn_local(run_until(lifetime.end, connection));
+    let watched = std::future::poll_fn(move |context| {
+        let done = Pin::new(&mut connection).poll(context);
+        // As long as the other side has not said how many streams it takes, what it took before is believed.
+        match connection.current_max_send_streams() {
+            STREAMS_AT_FIRST => {}
+            told => most.set(told),
+        }
+        done
+    });
+    tokio::task::spawn_local(run_until(lifetime.end, watched, open));
     Ok(sender)
 }
 
-async fn run_until(end: Instant, connection: impl Future<Output = hyper::Result<()>>) {
+async fn run_until(end: Instant, connection: impl Future<Output = hyper::Result<()>>, _open: Open) {
     match tokio::time::timeout_at(end.into(), connection).await {
         Ok(Ok(())) => {}
         Ok(Err(error)) => tracing::debug!(%error, "upstream connection ended"),

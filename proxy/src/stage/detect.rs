@@ -1,10 +1,13 @@
 //! Tells HTTP/1, HTTP/2 and TLS from other bytes by looking at the first ones, which are kept and replayed.
+use std::cell::RefCell;
 use std::io;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
+use hashbrown::HashSet;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 
 /// What a byte stream was found to be.
@@ -87,6 +90,33 @@ pub async fn first_bytes<S: AsyncRead + Unpin>(
 /// How long is waited for the rest of what may be a request line, where bytes would be let pass too.
 pub const STALL: Duration = Duration::from_millis(50);
 
+/// Destinations whose server spoke first when one was last called: the caller's first bytes are not waited for there.
+#[derive(Debug, Default)]
+pub struct ServerFirst {
+    known: RefCell<HashSet<SocketAddr>>,
+}
+
+/// Of destinations that are remembered.
+const MOST_KNOWN: usize = 1024;
+
+impl ServerFirst {
+    /// Whether the server is likely to speak first.
+    pub fn contains(&self, destination: SocketAddr) -> bool {
+        self.known.borrow().contains(&destination)
+    }
+    /// It did.
+    pub fn remember(&self, destination: SocketAddr) {
+        let mut known = self.known.borrow_mut();
+        if known.len() < MOST_KNOWN {
+            known.insert(destination);
+        }
+    }
+    /// It did not.
+    pub fn forget(&self, destination: SocketAddr) {
+        self.known.borrow_mut().remove(&destination);
+    }
+}
+
 /// A stream whose first bytes were already read.
 #[derive(Debug)]
 pub struct Rewound<S> {
@@ -98,6 +128,10 @@ impl<S> Rewound<S> {
     /// `seen` is read again before `inner`.
     pub fn new(seen: BytesMut, inner: S) -> Self {
         Self { seen: seen.freeze(), inner }
+    }
+    /// With bytes that are read again before all else.
+    pub fn unread(self, bytes: &[u8]) -> Self {
+        Self { seen: [bytes, &self.seen].concat().into(), inner: self.inner }
     }
     /// The stream below.
     pub fn get_ref(&self) -> &S {

@@ -8,6 +8,8 @@ use weft_api::resource::NamespacedName;
 use weft_api::workload::{Endpoint, MeshedWorkload, ProtocolHint, Service, WorkloadConfig};
 
 use super::accept::OriginalDst;
+use super::balance::Family;
+use super::routes::PortRoutes;
 
 /// A [`WorkloadConfig`] indexed by address.
 #[derive(Debug)]
@@ -16,8 +18,10 @@ pub struct MeshView {
     pub config: WorkloadConfig,
     services: HashMap<IpAddr, Arc<Service>>,
     workloads: HashMap<IpAddr, Arc<MeshedWorkload>>,
-    /// Addresses of the workload beside us.
-    own: Vec<IpAddr>,
+    /// Services that the workload beside us stands behind itself, as they are seen from here.
+    beside: HashMap<NamespacedName, Arc<Service>>,
+    /// Of the Services whose ports have routes: by the index of the port.
+    routes: HashMap<NamespacedName, Vec<Option<Arc<PortRoutes>>>>,
 }
 
 /// Where a connection is going.
@@ -48,23 +52,51 @@ pub enum Route {
 impl MeshView {
     /// Indexes `config`.
     pub fn new(config: WorkloadConfig) -> Self {
+        Self::following(None, config)
+    }
+
+    /// Indexes `config`, which comes after `previous`: what is unchanged is not made again.
+    pub fn following(previous: Option<&Self>, config: WorkloadConfig) -> Self {
         let inbound = &config.inbound;
         let us = NamespacedName::new(&*inbound.namespace, &*inbound.workload);
         let own = config.meshed_workloads.get(&us).map(|workload| workload.addresses.clone()).unwrap_or_default();
-        let services = config
-            .services
-            .values()
-            .map(|service| beside_us(service, &own))
-            .flat_map(|service| {
-                service.addresses.clone().into_iter().map(move |address| (address, Arc::clone(&service)))
-            })
-            .collect();
+        let mut services = HashMap::new();
+        let mut beside = HashMap::new();
+        let mut routes = HashMap::new();
+        for (name, service) in config.services.iter() {
+            let seen = beside_us(service, &own);
+            let [v4, v6] = [true, false].map(|ipv4| of_family(&seen, ipv4));
+            let by_family = |address: &IpAddr| Arc::clone(if address.is_ipv4() { &v4 } else { &v6 });
+            services.extend(seen.addresses.iter().map(|address| (*address, by_family(address))));
+            if !Arc::ptr_eq(&seen, service) {
+                beside.insert(name.clone(), seen);
+            }
+            if service.ports.iter().any(|port| !port.routes.is_empty()) {
+                let known = previous.and_then(|previous| previous.routes.get(name));
+                routes.insert(name.clone(), ready_routes(service, known.map_or(&[], Vec::as_slice)));
+            }
+        }
         let workloads = config
             .meshed_workloads
             .values()
             .flat_map(|workload| workload.addresses.iter().map(|address| (*address, Arc::clone(workload))))
             .collect();
-        Self { config, services, workloads, own }
+        Self { config, services, workloads, beside, routes }
+    }
+
+    /// A Service by its name, as it is seen from here, and the index of its port.
+    pub fn backend(&self, name: &NamespacedName, port: u16) -> Option<(&Arc<Service>, usize)> {
+        let service = self.beside.get(name).or_else(|| self.config.services.get(name))?;
+        let index = service.ports.iter().position(|known| known.port == port)?;
+        Some((service, index))
+    }
+
+    /// What decides where the requests to the port with this index go; `None`: nothing, they go to its endpoints.
+    pub fn routes(&self, service: &Service, port: usize) -> Option<&Arc<PortRoutes>> {
+        if service.ports.get(port)?.routes.is_empty() {
+            return None;
+        }
+        self.routes.get(&service.name)?.get(port)?.as_ref()
     }
 
     /// Finds where `original` leads.
@@ -90,23 +122,35 @@ impl MeshView {
         }
     }
 
-    /// Whether `endpoint` is still what the control plane names at that address.
-    pub fn names(&self, endpoint: &Endpoint) -> bool {
-        let by_service = || {
-            self.config
-                .services
-                .values()
-                .flat_map(|s| &s.ports)
-                .flat_map(|p| &p.endpoints)
-                .any(|known| known == endpoint)
-        };
-        let by_address = || {
-            self.workloads
-                .get(&endpoint.address.ip())
-                .is_some_and(|workload| Some(&workload.identity) == endpoint.identity.as_ref())
-        };
-        self.own.contains(&endpoint.address.ip()) || by_service() || by_address()
+    /// A Service by its name, as it is reached by its addresses of one family, or with all its endpoints.
+    pub fn service(&self, name: &NamespacedName, family: Option<Family>) -> Option<Arc<Service>> {
+        let service = self.beside.get(name).or_else(|| self.config.services.get(name))?;
+        match family {
+            None => Some(Arc::clone(service)),
+            Some(family) => {
+                let address = service.addresses.iter().find(|address| Family::of(**address) == family)?;
+                self.services.get(address).filter(|there| there.name == *name).cloned()
+            }
+        }
     }
+
+    /// Whether `endpoint` is still the workload that the control plane names at that address.
+    pub fn names(&self, endpoint: &Endpoint) -> bool {
+        let workload = self.workloads.get(&endpoint.address.ip());
+        workload.is_some_and(|workload| Some(&workload.identity) == endpoint.identity.as_ref())
+    }
+}
+
+/// The routes of each port, ready. `known` are those that were there before; a port may have moved among them.
+fn ready_routes(service: &Service, known: &[Option<Arc<PortRoutes>>]) -> Vec<Option<Arc<PortRoutes>>> {
+    let ready = |routes: &Vec<Arc<weft_api::routing::Route>>| {
+        let same = |known: &&Arc<PortRoutes>| known.is_of(routes);
+        match known.iter().flatten().find(same) {
+            Some(known) => Arc::clone(known),
+            None => Arc::new(PortRoutes::new(routes)),
+        }
+    };
+    service.ports.iter().map(|port| Some(&port.routes).filter(|routes| !routes.is_empty()).map(ready)).collect()
 }
 
 /// A workload that calls its own Service may reach itself. What stays inside the pod is not redirected, so no sidecar
@@ -121,6 +165,21 @@ fn beside_us(service: &Arc<Service>, own: &[IpAddr]) -> Arc<Service> {
         if ours(endpoint) {
             endpoint.identity = None;
         }
+    }
+    Arc::new(service)
+}
+
+/// A Service as it is reached by an address of one family: at its endpoints of the same family, as without a mesh, since
+/// an application may listen on one family alone. A Service whose workloads lack that family is reached all the same.
+fn of_family(service: &Arc<Service>, ipv4: bool) -> Arc<Service> {
+    let same = |endpoint: &Endpoint| endpoint.address.is_ipv4() == ipv4;
+    let mixed = |endpoints: &[Endpoint]| endpoints.iter().any(same) && !endpoints.iter().all(same);
+    if !service.ports.iter().any(|port| mixed(&port.endpoints)) {
+        return Arc::clone(service);
+    }
+    let mut service = Service::clone(service);
+    for port in service.ports.iter_mut().filter(|port| mixed(&port.endpoints)) {
+        port.endpoints.retain(same);
     }
     Arc::new(service)
 }
@@ -167,7 +226,7 @@ impl Route {
 
 #[cfg(test)]
 mod tests {
-    use weft_api::workload::ServicePort;
+    use weft_api::workload::{ServicePort, Traffic};
 
     use super::*;
 
@@ -181,8 +240,13 @@ mod tests {
         };
         let service = |identities: &[Option<_>]| {
             let endpoints = identities.iter().map(endpoint).collect();
-            let ports = vec![ServicePort { port: 80, protocol: ProtocolHint::Detect, endpoints }];
-            let service = Service { name: NamespacedName::new("shop", "users"), addresses: Vec::new(), ports };
+            let ports = vec![ServicePort { port: 80, protocol: ProtocolHint::Detect, endpoints, routes: Vec::new() }];
+            let service = Service {
+                name: NamespacedName::new("shop", "users"),
+                addresses: Vec::new(),
+                ports,
+                traffic: Traffic::DEFAULT,
+            };
             Route::Service { service: Arc::new(service), port: 0 }
         };
         for (route, secured) in [
@@ -194,6 +258,40 @@ mod tests {
             (Route::NoSuchPort, false),
         ] {
             assert_eq!(route.is_secured(), secured, "{route:?}");
+        }
+    }
+
+    #[test]
+    fn an_address_of_a_service_leads_to_endpoints_of_its_family() {
+        let rows: [(&[&str], bool, &[&str]); 5] = [
+            (&["10.0.0.1:8", "[fd00::1]:8"], true, &["10.0.0.1:8"]),
+            (&["10.0.0.1:8", "[fd00::1]:8", "[fd00::2]:8"], false, &["[fd00::1]:8", "[fd00::2]:8"]),
+            (&["10.0.0.1:8"], true, &["10.0.0.1:8"]),
+            // Better by the other family than not at all.
+            (&["10.0.0.1:8"], false, &["10.0.0.1:8"]),
+            (&[], true, &[]),
+        ];
+        for (given, ipv4, expected) in rows {
+            let endpoint = |address: &&str| Endpoint {
+                address: address.parse().expect("an address"),
+                workload: "users-1".into(),
+                identity: None,
+            };
+            let port = ServicePort {
+                port: 80,
+                protocol: ProtocolHint::Detect,
+                endpoints: given.iter().map(endpoint).collect(),
+                routes: Vec::new(),
+            };
+            let service = Service {
+                name: NamespacedName::new("shop", "users"),
+                addresses: Vec::new(),
+                ports: vec![port],
+                traffic: Default::default(),
+            };
+            let found = of_family(&Arc::new(service), ipv4);
+            let found: Vec<String> = found.ports[0].endpoints.iter().map(|one| one.address.to_string()).collect();
+            assert_eq!(found, expected, "{given:?}, IPv4: {ipv4}");
         }
     }
 }

@@ -2,8 +2,8 @@
 //!
 //! Fields, all optional but `time`, `kind`, `direction` and `outcome`: `protocol`, `source`, `source_namespace`,
 //! `destination`, `destination_namespace`, `tls`, `peer` (SPIFFE ID), `peer_address`, `method`, `path`, `host`, `status`,
-//! `grpc_status`, `duration_ms`, `overhead_ms`, `request_bytes`, `response_bytes` (for byte streams: sent and received),
-//! `policy`, `limit`, `reason`, `detail`, `trace_id`, `span_id`, `suppressed` (how many refusals went unlogged since the
+//! `grpc_status`, `retries`, `duration_ms`, `overhead_ms`, `request_bytes`, `response_bytes` (for byte streams: sent and received),
+//! `route`, `policy`, `limit`, `reason`, `detail`, `trace_id`, `span_id`, `suppressed` (how many refusals went unlogged since the
 //! last that was). `kind` is `access`.
 //!
 //! It never holds a header's value, a query string or a body. What stems from a request is cut and escaped.
@@ -115,6 +115,10 @@ struct RequestFields<'a> {
     status: Option<u16>,
     #[serde(skip_serializing_if = "Option::is_none")]
     grpc_status: Option<u16>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    route: Option<Text<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    retries: Option<u32>,
 }
 
 #[derive(Default, Serialize)]
@@ -147,6 +151,8 @@ impl AccessLog {
                 host: Text(event.host),
                 status: (event.status != 0).then_some(event.status),
                 grpc_status: event.grpc_status,
+                route: event.route.map(Text),
+                retries: (event.retries != 0).then_some(event.retries),
             }),
             duration_ms: Some(millis(event.duration)),
             overhead_ms: event.overhead.map(millis),

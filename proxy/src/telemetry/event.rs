@@ -108,6 +108,19 @@ impl Verdict {
     }
 }
 
+/// What the sidecar did to keep a destination's trouble small.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum TrafficEvent {
+    /// A request was sent once more.
+    Repeated,
+    /// A request could have been sent once more, and was not: the budget was spent, or nobody else could serve it.
+    NotRepeated,
+    /// A request or connection was refused, by the limit of that name.
+    Shed(&'static str),
+    /// An endpoint is passed over for a while, for that reason.
+    Ejected(&'static str),
+}
+
 /// How a request or a connection ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome<'a> {
@@ -172,12 +185,16 @@ pub struct RequestEvent<'a> {
     pub request_bytes: u64,
     /// Bytes of the response's body.
     pub response_bytes: u64,
+    /// How often it was sent again.
+    pub retries: u32,
     /// How it ended.
     pub outcome: Outcome<'a>,
     /// SPIFFE ID of the other side of the mesh hop.
     pub peer_identity: Option<&'a str>,
     /// Address of the other side: the caller's (inbound) or the endpoint's (outbound).
     pub peer_address: Option<SocketAddr>,
+    /// The rule of a route that decided where it went: `namespace/name#rule`.
+    pub route: Option<&'a str>,
 }
 
 /// The end of a byte stream, for the access log.

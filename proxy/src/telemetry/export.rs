@@ -310,6 +310,9 @@ fn attributes(kind: Kind, event: &RequestEvent<'_>) -> Vec<KeyValue> {
         }
     }
     out.push(KeyValue::new("http.request.body.size", saturated(event.request_bytes)));
+    if event.retries > 0 {
+        out.push(KeyValue::new("http.request.resend_count", i64::from(event.retries)));
+    }
     out.push(KeyValue::new("http.response.body.size", saturated(event.response_bytes)));
     out.push(KeyValue::new("weft.direction", ends.direction.as_str()));
     out.push(KeyValue::new("weft.mtls", ends.tls));
@@ -323,6 +326,9 @@ fn attributes(kind: Kind, event: &RequestEvent<'_>) -> Vec<KeyValue> {
     }
     if let Some(identity) = event.peer_identity {
         out.push(text("weft.peer.identity", identity));
+    }
+    if let Some(route) = event.route {
+        out.push(text("weft.route", route));
     }
     out.push(KeyValue::new("weft.decision", event.outcome.as_str()));
     match event.outcome {

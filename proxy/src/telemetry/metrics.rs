@@ -14,12 +14,12 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 
 use super::cells::{OVERHEAD, REQUEST_DURATION};
-use super::event::{Direction, Ends};
+use super::event::{Direction, Ends, TrafficEvent};
 use super::process::ProcessSample;
 use super::series::{FOLD_LINES, Labels, OTHER, Series, SeriesTable, Status, tcp};
 
 /// Lines of the families without label sets of the mesh: [`Metrics::encode_fixed`], both overheads, `process_*`.
-const FIXED_LINES: usize = 16 + 2 * OVERHEAD.lines() + 8;
+const FIXED_LINES: usize = 18 + 2 * OVERHEAD.lines() + 8;
 
 /// The smallest budget that leaves room for the mesh beside the fixed lines.
 const MIN_BUDGET: usize = FIXED_LINES + FOLD_LINES + 100;
@@ -45,6 +45,7 @@ pub(super) struct State {
     pub(super) spans_exported: AtomicU64,
     pub(super) spans_dropped: AtomicU64,
     pub(super) log_lines_suppressed: AtomicU64,
+    pub(super) mirrored: Results,
 }
 
 /// A counter with the label `result`.
@@ -111,6 +112,7 @@ impl Metrics {
         }
         results(out, "weft_certificate_renewals", "Certificates asked for, by result", &state.renewals)?;
         results(out, "weft_config_updates", "Configuration updates received, by result", &state.config_updates)?;
+        results(out, "weft_mirrored_requests", "Copies of requests for mirrors, by result", &state.mirrored)?;
         gauge(
             out,
             "weft_config_version",
@@ -210,7 +212,19 @@ impl Metrics {
         let is_rate_limit = |series: &Series| matches!(series, Series::RateLimit { .. });
         count(out, "weft_rate_limit_decisions", "Decisions of rate limits", &is_rate_limit)?;
         let is_refused = |series: &Series| matches!(series, Series::Refused { .. });
-        count(out, "weft_connections_refused", "Connections refused before policy was asked", &is_refused)
+        count(out, "weft_connections_refused", "Connections refused before policy was asked", &is_refused)?;
+        let traffic = |of: fn(TrafficEvent) -> bool| move |series: &Series| matches!(series, Series::Traffic { event, .. } if of(*event));
+        let is_retry = traffic(|event| matches!(event, TrafficEvent::Repeated | TrafficEvent::NotRepeated));
+        count(out, "weft_retries", "Requests that were sent again, or could have been", &is_retry)?;
+        let is_shed = traffic(|event| matches!(event, TrafficEvent::Shed(_)));
+        count(
+            out,
+            "weft_requests_shed",
+            "Requests and byte streams refused by a limit of their destination",
+            &is_shed,
+        )?;
+        let is_ejected = traffic(|event| matches!(event, TrafficEvent::Ejected(_)));
+        count(out, "weft_endpoint_ejections", "Endpoints passed over for a while", &is_ejected)
     }
 }
 
@@ -271,6 +285,15 @@ fn labels(series: &Series) -> LabelSet<'_> {
         Series::Refused { direction, reason } => {
             vec![("direction", direction.as_str().into()), ("reason", reason.as_ref().into())]
         }
+        Series::Traffic { event, destination } => vec![
+            ("destination", destination.name.as_ref().into()),
+            ("destination_namespace", destination.namespace.as_ref().into()),
+            match event {
+                TrafficEvent::Repeated => ("decision", "repeated".into()),
+                TrafficEvent::NotRepeated => ("decision", "given_up".into()),
+                TrafficEvent::Shed(reason) | TrafficEvent::Ejected(reason) => ("reason", (*reason).into()),
+            },
+        ],
     }
 }
 

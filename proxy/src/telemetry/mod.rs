@@ -23,7 +23,9 @@ mod trace;
 mod worker;
 
 pub use access_log::AccessLogMode;
-pub use event::{ConnectionEvent, Direction, Ends, Outcome, Party, Protocol, Refusal, RequestEvent, TraceIds, Verdict};
+pub use event::{
+    ConnectionEvent, Direction, Ends, Outcome, Party, Protocol, Refusal, RequestEvent, TraceIds, TrafficEvent, Verdict,
+};
 pub use export::OtlpSettings;
 pub use log::{LineSink, LogGuard};
 pub use trace::{ActiveSpan, Kind};

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::cells::{Cells, REQUEST_DURATION};
-use super::event::{Direction, Ends, Verdict};
+use super::event::{Direction, Ends, Party, TrafficEvent, Verdict};
 
 /// Longest label value, in bytes: the longest name that Kubernetes allows.
 const LABEL_VALUE_MAX: usize = 253;
@@ -33,6 +33,8 @@ pub(super) enum Series {
     RateLimit { limited: bool, policy: Arc<str>, limit: Arc<str> },
     /// `weft_connections_refused_total`.
     Refused { direction: Direction, reason: Arc<str> },
+    /// `weft_retries_total`, `weft_requests_shed_total`, `weft_endpoint_ejections_total`.
+    Traffic { event: TrafficEvent, destination: Party },
 }
 
 /// Ends as label values.
@@ -110,6 +112,7 @@ impl Series {
                 Self::RateLimit { limited: *limited, policy: OTHER.into(), limit: OTHER.into() }
             }
             Self::Refused { direction, .. } => Self::Refused { direction: *direction, reason: OTHER.into() },
+            Self::Traffic { event, .. } => Self::Traffic { event: *event, destination: Party::new(OTHER, OTHER) },
         }
     }
 
@@ -124,6 +127,10 @@ impl Series {
             Self::Authorization { verdict, policy } => Self::Authorization { verdict, policy: bounded(policy) },
             Self::RateLimit { limited, policy, limit } => {
                 Self::RateLimit { limited, policy: bounded(policy), limit: bounded(limit) }
+            }
+            Self::Traffic { event, destination } => {
+                let destination = Party { name: bounded(destination.name), namespace: bounded(destination.namespace) };
+                Self::Traffic { event, destination }
             }
             refused @ Self::Refused { .. } => refused,
         }
@@ -157,8 +164,8 @@ fn bounded(value: Arc<str>) -> Arc<str> {
 }
 
 /// Sample lines of the `other` series, set aside so that folding itself cannot break the budget: requests by direction
-/// and status class (none, 1 to 5), durations, byte streams, and the decisions.
-pub(super) const FOLD_LINES: usize = 2 * 6 + 2 * REQUEST_DURATION.lines() + 2 * 4 + 2 + 2 + 2;
+/// and status class (none, 1 to 5), durations, byte streams, the decisions, and what is done about destinations in trouble.
+pub(super) const FOLD_LINES: usize = 2 * 6 + 2 * REQUEST_DURATION.lines() + 2 * 4 + 2 + 2 + 2 + 8;
 
 /// A series without a new count for so long is forgotten, once no worker and no open connection holds its cells.
 const IDLE: Duration = Duration::from_secs(300);

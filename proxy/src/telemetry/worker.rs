@@ -13,7 +13,7 @@ use http::HeaderMap;
 use super::Telemetry;
 use super::access_log::AccessLog;
 use super::cells::{Cells, OVERHEAD, REQUEST_DURATION};
-use super::event::{ConnectionEvent, Direction, Ends, Outcome, Refusal, RequestEvent, Verdict};
+use super::event::{ConnectionEvent, Direction, Ends, Outcome, Party, Refusal, RequestEvent, TrafficEvent, Verdict};
 use super::series::{Labels, Series, Status, tcp};
 use super::trace::{ActiveSpan, Kind, SpanSource};
 
@@ -45,6 +45,7 @@ struct Worker {
     authorization: RefCell<Table<(Verdict, Arc<str>)>>,
     rate_limit: RefCell<Table<LimitName>>,
     refused: RefCell<Table<(Direction, &'static str)>>,
+    traffic: RefCell<Table<(TrafficEvent, Party)>>,
     log: AccessLog,
     spans: Option<SpanSource>,
 }
@@ -95,6 +96,7 @@ impl WorkerTelemetry {
             authorization: RefCell::default(),
             rate_limit: RefCell::default(),
             refused: RefCell::default(),
+            traffic: RefCell::default(),
             log,
             spans,
         }))
@@ -151,6 +153,19 @@ impl WorkerTelemetry {
         worker.log.refused(refusal);
     }
 
+    /// Counts what was done about a destination in trouble.
+    pub fn traffic(&self, event: TrafficEvent, destination: &Party) {
+        let worker = self.0.current();
+        let mut table = worker.traffic.borrow_mut();
+        let key = (event, destination.clone());
+        if let Some(cells) = table.get(&key) {
+            return cells.add(0, 1);
+        }
+        let cells = worker.cells(Series::Traffic { event, destination: destination.clone() });
+        cells.add(0, 1);
+        remember(&mut table, key, cells);
+    }
+
     /// Counts a decision of authorization; `policy` is `namespace/name` or the word for the namespace's default.
     pub fn authorization(&self, verdict: Verdict, policy: &str) {
         let worker = self.0.current();
@@ -162,6 +177,11 @@ impl WorkerTelemetry {
         let cells = worker.cells(Series::Authorization { verdict, policy: policy.clone() });
         cells.add(0, 1);
         remember(&mut table, (verdict, policy), cells);
+    }
+
+    /// Counts a copy of a request that a route's mirror asked for; `answered`: whatever its status.
+    pub fn mirrored(&self, answered: bool) {
+        self.0.shared.metrics.state.mirrored.count(answered);
     }
 
     /// Counts a decision of a rate limit.
@@ -195,6 +215,7 @@ impl Worker {
             self.authorization.borrow_mut().clear();
             self.rate_limit.borrow_mut().clear();
             self.refused.borrow_mut().clear();
+            self.traffic.borrow_mut().clear();
         }
         self
     }

@@ -7,8 +7,10 @@ use super::metadata;
 use super::node::{At, Fields, Node, Shape, Value};
 use super::yaml::parse_text;
 use super::{
-    API_VERSION, AuthorizationPolicy, Namespace, NamespacedName, RateLimitPolicy, ResourceError, Service, Workload,
+    API_VERSION, AuthorizationPolicy, Namespace, NamespacedName, RateLimitPolicy, ReferenceGrant, ResourceError, Route,
+    Service, Workload,
 };
+use crate::routing::RouteKind;
 
 /// Bytes that a text may have.
 pub const MAX_TEXT_BYTES: usize = 1 << 20;
@@ -17,11 +19,22 @@ const MAX_DOCUMENTS: usize = 5_000;
 /// The document's own fields; `status` is written by the control plane and not read.
 pub(crate) const DOCUMENT: Shape = Shape { known: &["apiVersion", "kind", "metadata", "spec", "status"], later: &[] };
 
-const KINDS: &[&str] = &["AuthorizationPolicy", "Namespace", "RateLimitPolicy", "Service", "Workload"];
+const KINDS: &[&str] = &[
+    "AuthorizationPolicy",
+    "GRPCRoute",
+    "HTTPRoute",
+    "Namespace",
+    "RateLimitPolicy",
+    "ReferenceGrant",
+    "Service",
+    "Workload",
+];
 
 /// Kinds of the design that this version does not have. They are refused: skipping one could widen access.
-const LATER_KINDS: &[&str] =
-    &["EgressPolicy", "GRPCRoute", "HTTPRoute", "PeerAuthentication", "ReferenceGrant", "RequestAuthentication"];
+const LATER_KINDS: &[&str] = &["EgressPolicy", "PeerAuthentication", "RequestAuthentication"];
+
+/// Versions of the Gateway API that are read, the one to write first: the same fields in each.
+const GATEWAY_VERSIONS: &[&str] = &["gateway.networking.k8s.io/v1", "gateway.networking.k8s.io/v1beta1"];
 
 /// Kinds that stand in the same files and mean nothing to the mesh.
 const SKIPPED_KINDS: &[&str] = &[
@@ -82,6 +95,10 @@ pub enum Resource {
     AuthorizationPolicy(AuthorizationPolicy),
     /// `RateLimitPolicy`.
     RateLimitPolicy(RateLimitPolicy),
+    /// `HTTPRoute` or `GRPCRoute`.
+    Route(Route),
+    /// `ReferenceGrant`.
+    ReferenceGrant(ReferenceGrant),
     /// A kind of Kubernetes that means nothing to the mesh.
     Skipped(Skipped),
 }
@@ -112,6 +129,8 @@ impl Resource {
             Self::Workload(_) => "Workload",
             Self::AuthorizationPolicy(_) => "AuthorizationPolicy",
             Self::RateLimitPolicy(_) => "RateLimitPolicy",
+            Self::Route(route) => route.kind.as_str(),
+            Self::ReferenceGrant(_) => "ReferenceGrant",
             Self::Skipped(skipped) => &skipped.kind,
         }
     }
@@ -124,6 +143,8 @@ impl Resource {
             Self::Workload(workload) => Some(workload.name.clone()),
             Self::AuthorizationPolicy(policy) => Some(policy.name.clone()),
             Self::RateLimitPolicy(policy) => Some(policy.name.clone()),
+            Self::Route(route) => Some(route.name.clone()),
+            Self::ReferenceGrant(grant) => Some(grant.name.clone()),
             Self::Skipped(skipped) => skipped.name.clone(),
         }
     }
@@ -259,8 +280,10 @@ fn parse(node: &Node) -> Result<Resource, ResourceError> {
         ));
     }
     let expected = match kind {
-        "Namespace" | "Service" => "v1",
-        "AuthorizationPolicy" | "RateLimitPolicy" | "Workload" => API_VERSION,
+        "Namespace" | "Service" => &["v1"],
+        "AuthorizationPolicy" | "RateLimitPolicy" | "Workload" => &[API_VERSION],
+        "GRPCRoute" => &GATEWAY_VERSIONS[..1],
+        "HTTPRoute" | "ReferenceGrant" => GATEWAY_VERSIONS,
         _ => {
             let remedy = match nearest(kind, KINDS.iter().copied()) {
                 Some(right) => format!("Write `{right}`."),
@@ -269,9 +292,9 @@ fn parse(node: &Node) -> Result<Resource, ResourceError> {
             return Err(kind_at.error(format_args!("is {}, which is not a known kind", quoted(kind)), remedy));
         }
     };
-    let version_at = fields.require("apiVersion", &format!("Write `apiVersion: {expected}`."))?;
-    if version != expected {
-        return Err(version_at.error(format_args!("is {}", quoted(version)), format!("Write `{expected}`.")));
+    let version_at = fields.require("apiVersion", &format!("Write `apiVersion: {}`.", expected[0]))?;
+    if !expected.contains(&version) {
+        return Err(version_at.error(format_args!("is {}", quoted(version)), format!("Write `{}`.", expected[0])));
     }
     let own = |parse: fn(&Fields<'_>) -> Result<Resource, ResourceError>| parse(&document.closed(&DOCUMENT)?);
     match kind {
@@ -279,6 +302,9 @@ fn parse(node: &Node) -> Result<Resource, ResourceError> {
         "Service" => Service::parse(&fields).map(Resource::Service),
         "Workload" => own(|fields| Workload::parse(fields).map(Resource::Workload)),
         "RateLimitPolicy" => own(|fields| RateLimitPolicy::parse(fields).map(Resource::RateLimitPolicy)),
+        "HTTPRoute" => own(|fields| Route::parse(RouteKind::Http, fields).map(Resource::Route)),
+        "GRPCRoute" => own(|fields| Route::parse(RouteKind::Grpc, fields).map(Resource::Route)),
+        "ReferenceGrant" => own(|fields| ReferenceGrant::parse(fields).map(Resource::ReferenceGrant)),
         _ => own(|fields| AuthorizationPolicy::parse(fields).map(Resource::AuthorizationPolicy)),
     }
 }

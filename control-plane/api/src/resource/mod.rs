@@ -10,15 +10,20 @@ mod crd;
 mod document;
 mod endpoint_slice;
 mod error;
+mod grpc_route;
+mod http_route;
 mod metadata;
 mod name;
 mod namespace;
 pub(crate) mod node;
 mod protocol;
 mod rate_limit_policy;
+mod reference_grant;
+mod route;
 mod schema;
 mod service;
 mod target;
+mod traffic;
 mod workload;
 mod yaml;
 
@@ -31,14 +36,20 @@ pub use metadata::{DEFAULT_NAMESPACE, Metadata};
 pub use namespace::{DEFAULT_POLICY_ANNOTATION, Namespace};
 pub use protocol::PORT_PROTOCOLS_ANNOTATION;
 pub use rate_limit_policy::{Limit, MAX_BURST, MAX_REQUESTS, MAX_WINDOW, RateLimitPolicy};
+pub use reference_grant::{GrantFrom, GrantTo, ReferenceGrant};
+pub use route::{ParentRef, Route};
 pub use service::{Service, ServicePort, TargetPort};
 pub use target::{Subject, Target};
+pub use traffic::traffic_annotations;
 pub use workload::{Workload, WorkloadPort};
 
 pub(crate) use yaml::parse_text;
 
 /// `apiVersion` of Weft's own kinds.
 pub const API_VERSION: &str = "policy.weft.dev/v1alpha1";
+
+/// API group of the Gateway API.
+pub const GATEWAY_GROUP: &str = "gateway.networking.k8s.io";
 
 /// Whether `name` is a DNS label (RFC 1123): what a namespace, a Service or a rate limit may be called.
 pub fn is_dns_label(name: &str) -> bool {
@@ -51,7 +62,8 @@ pub fn is_dns_subdomain(name: &str) -> bool {
 }
 
 /// A resource's namespace and name.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct NamespacedName {
     /// Namespace.
     pub namespace: String,

@@ -7,7 +7,7 @@ use super::metadata::{Scope, annotation};
 use super::node::{At, Fields};
 use super::protocol::{self, PORT_PROTOCOLS_ANNOTATION};
 use super::{Metadata, NamespacedName, ResourceError};
-use crate::workload::ProtocolHint;
+use crate::workload::{ProtocolHint, Traffic};
 
 /// A Service.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,6 +24,10 @@ pub struct Service {
     pub selector: BTreeMap<String, String>,
     /// Its TCP ports; others are not the mesh's concern and are left out.
     pub ports: Vec<ServicePort>,
+    /// How calls to it are carried.
+    pub traffic: Traffic,
+    /// Whether `trafficDistribution` asks for endpoints of the caller's zone.
+    pub same_zone: bool,
 }
 
 /// A port of a Service.
@@ -80,8 +84,16 @@ impl Service {
             addresses: addresses(&spec)?,
             selector,
             ports,
+            traffic: super::traffic::annotations(document)?,
+            same_zone: same_zone(&spec)?,
         })
     }
+}
+
+/// Values that this version does not know ask for nothing: Kubernetes may have new ones.
+fn same_zone(spec: &Fields<'_>) -> Result<bool, ResourceError> {
+    let asked = spec.get_non_null("trafficDistribution").map(|at| at.text()).transpose()?;
+    Ok(matches!(asked, Some("PreferClose" | "PreferSameZone")))
 }
 
 fn addresses(spec: &Fields<'_>) -> Result<Vec<IpAddr>, ResourceError> {

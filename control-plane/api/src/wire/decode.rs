@@ -2,6 +2,7 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::time::Duration;
 
 use weft_certs::{SpiffeId, TrustBundle, TrustDomain};
 
@@ -13,7 +14,8 @@ use crate::resource::{
     AuthorizationPolicy, DefaultPolicy, MAX_TEXT_BYTES, NamespacedName, RateLimit, RateLimitPolicy, is_dns_label,
     is_dns_subdomain, parse_text,
 };
-use crate::workload::{Endpoint, Inbound, MeshedWorkload, ProtocolHint, Service, ServicePort};
+use crate::routing::Route;
+use crate::workload::{Endpoint, Inbound, MeshedWorkload, ProtocolHint, Service, ServicePort, Traffic};
 
 /// Services that one sidecar may know.
 pub(super) const MAX_SERVICES: usize = 20_000;
@@ -25,6 +27,8 @@ pub const MAX_PORTS: usize = 1_000;
 pub const MAX_ADDRESSES: usize = 64;
 /// Endpoints of a Service's port.
 pub const MAX_ENDPOINTS: usize = 20_000;
+/// Routes of a Service's port.
+pub const MAX_ROUTES: usize = 1_000;
 /// Workloads of the mesh, and identities on the denied list.
 pub(super) const MAX_WORKLOADS: usize = 200_000;
 /// Certificates of a trust bundle or a chain, and bytes of one.
@@ -173,7 +177,24 @@ fn service(message: &proto::Service, field: &str) -> Result<Service, WireError> 
         name: named(&message.namespace, &message.name, || format!("{field}.name"))?,
         addresses: addresses(&message.addresses, field)?,
         ports,
+        traffic: message.traffic.as_ref().map_or(Traffic::DEFAULT, traffic),
     })
+}
+
+/// What is not said, or not by a control plane of an older version, is as the default has it.
+fn traffic(message: &proto::Traffic) -> Traffic {
+    let time = |millis: Option<u64>| millis.map(Duration::from_millis);
+    let default = Traffic::DEFAULT;
+    Traffic {
+        request_timeout: time(message.request_timeout_ms).or(default.request_timeout),
+        idle_timeout: time(message.idle_timeout_ms).or(default.idle_timeout),
+        connect_timeout: time(message.connect_timeout_ms).unwrap_or(default.connect_timeout),
+        max_connections: message.max_connections.unwrap_or(default.max_connections),
+        max_requests: message.max_requests.unwrap_or(default.max_requests),
+        max_pending: message.max_pending.unwrap_or(default.max_pending),
+        retry_budget: message.retry_budget.unwrap_or(default.retry_budget).min(100),
+        eject_after: message.eject_after.unwrap_or(default.eject_after),
+    }
 }
 
 fn service_port(message: &proto::ServicePort, field: &str) -> Result<ServicePort, WireError> {
@@ -185,7 +206,18 @@ fn service_port(message: &proto::ServicePort, field: &str) -> Result<ServicePort
         endpoints: endpoints
             .map(|(index, message)| endpoint(message, || format!("{field}.endpoints[{index}]")))
             .collect::<Result<_, _>>()?,
+        routes: routes(&message.routes, field)?,
     })
+}
+
+/// A route that cannot be read answers for all that it may have matched: where those requests should go is unknown.
+fn routes(messages: &[Vec<u8>], field: &str) -> Result<Vec<Arc<Route>>, WireError> {
+    bounded(&format!("{field}.routes"), messages.len(), MAX_ROUTES)?;
+    let read = |json: &Vec<u8>| {
+        let route = serde_json::from_slice(json).unwrap_or_else(|error| Route::unreadable(&error.to_string()));
+        Arc::new(route)
+    };
+    Ok(messages.iter().map(read).collect())
 }
 
 fn endpoint(message: &proto::Endpoint, field: impl Fn() -> String) -> Result<Endpoint, WireError> {

@@ -1,6 +1,7 @@
 //! Domain types to wire messages. Cannot fail: domain types are valid.
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use weft_certs::{SpiffeId, TrustBundle};
@@ -8,7 +9,7 @@ use weft_certs::{SpiffeId, TrustBundle};
 use super::proto;
 use crate::policy::AppliedPolicy;
 use crate::resource::{Limit, NamespacedName, RateLimit};
-use crate::workload::{Endpoint, Inbound, MeshedWorkload, ProtocolHint, Service, ServicePort};
+use crate::workload::{Endpoint, Inbound, MeshedWorkload, ProtocolHint, Service, ServicePort, Traffic};
 
 /// The field that marks a policy which the control plane itself could not understand. No version knows it as a policy's.
 pub(super) const UNREADABLE: &str = "unreadable";
@@ -87,6 +88,24 @@ pub(super) fn service(service: &Service) -> proto::Service {
         name: service.name.name.clone(),
         addresses: service.addresses.iter().map(address).collect(),
         ports: service.ports.iter().map(service_port).collect(),
+        traffic: (service.traffic != Traffic::DEFAULT).then(|| traffic(&service.traffic)),
+    }
+}
+
+/// Only what is not as the default has it.
+fn traffic(traffic: &Traffic) -> proto::Traffic {
+    let default = Traffic::DEFAULT;
+    let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+    let unless = |set: u32, default: u32| (set != default).then_some(set);
+    proto::Traffic {
+        request_timeout_ms: traffic.request_timeout.map(millis),
+        idle_timeout_ms: traffic.idle_timeout.map(millis),
+        connect_timeout_ms: Some(traffic.connect_timeout).filter(|set| *set != default.connect_timeout).map(millis),
+        max_connections: unless(traffic.max_connections, default.max_connections),
+        max_requests: unless(traffic.max_requests, default.max_requests),
+        max_pending: unless(traffic.max_pending, default.max_pending),
+        retry_budget: unless(traffic.retry_budget, default.retry_budget),
+        eject_after: unless(traffic.eject_after, default.eject_after),
     }
 }
 
@@ -95,6 +114,7 @@ fn service_port(port: &ServicePort) -> proto::ServicePort {
         port: port.port.into(),
         protocol: protocol(port.protocol).to_owned(),
         endpoints: port.endpoints.iter().map(endpoint).collect(),
+        routes: port.routes.iter().map(|route| serde_json::to_vec(&**route).expect("a route is plain data")).collect(),
     }
 }
 
