@@ -138,7 +138,8 @@ mod tests {
     fn a_request_names_one_host_or_is_refused() {
         let (one, two) = (Version::HTTP_11, Version::HTTP_2);
         type Found<'a> = Result<Option<&'a str>, (u16, &'a str)>;
-        let rows: &[(Version, &str, &[(&str, &str)], Found<'_>)] = &[
+        type Row<'a> = (Version, &'a str, &'a [(&'a str, &'a str)], Found<'a>);
+        let rows: &[Row<'_>] = &[
             (one, "/", &[("host", "a")], Ok(Some("a"))),
             (one, "http://b/", &[("host", "a")], Ok(Some("b"))),
             (Version::HTTP_10, "/", &[], Ok(None)),
