@@ -18,7 +18,7 @@ const ELSEWHERE: &[(u32, &str)] = &[
     (94, "certs/tests/promises/catalogue.rs: weak hashes and keys"),
     (95, "certs/tests/promises/bundle.rs; there are no CRLs"),
     (97, "cli/tests/mesh/interception.rs: an_application_that_calls_itself_reaches_itself_once"),
-    (98, "proxy/src/stage/accept.rs: only_an_address_of_this_host_is_local"),
+    (98, "cli/tests/mesh/programs.rs: a_sidecar_is_no_relay_to_addresses_that_are_not_its_pods"),
     (102, "proxy/tests/redirect.rs: what the rules count and do not touch"),
 ];
 

@@ -24,7 +24,7 @@ pub const TESTS: &[Test] = &[
     ("a_byte_stream_is_refused_where_policy_speaks_of_http", http_policy_and_bytes),
     ("the_application_receives_the_path_that_was_judged", normalized),
     ("a_request_without_a_single_reading_gets_400", ambiguous),
-    ("over_http2_the_application_sees_the_one_host_that_was_judged", one_host),
+    ("over_http2_a_request_that_names_two_hosts_is_refused", one_host),
     ("what_a_caller_claims_about_its_identity_is_removed", spoofed),
     ("a_burst_beyond_the_limit_gets_429_with_retry_after_and_spares_other_clients", limited),
     ("a_grpc_call_is_refused_in_its_own_terms", grpc),
@@ -317,15 +317,20 @@ fn one_host() -> Result<()> {
     let pair = Pair::start("onehost")?;
     let _app = pair.serve_http()?;
     let web = pair.web();
-    let body = within(&pair.client.pod, move || async move {
+    let answers = within(&pair.client.pod, move || async move {
         let stream = TokioIo::new(TcpStream::connect(web).await?);
         let (mut sender, connection) = hyper::client::conn::http2::handshake(TokioExecutor::new(), stream).await?;
         tokio::spawn(connection);
-        let request = http::Request::get("http://judged.test/x").header("host", "smuggled.test");
-        let answer = sender.send_request(request.body(Empty::<Bytes>::new())?).await?;
-        Ok(answer.into_body().collect().await?.to_bytes())
+        let mut answers = Vec::new();
+        for host in ["smuggled.test", "judged.test"] {
+            let request = http::Request::get("http://judged.test/x").header("host", host);
+            let answer = sender.send_request(request.body(Empty::<Bytes>::new())?).await?;
+            let status = answer.status().as_u16();
+            answers.push((status, answer.into_body().collect().await?.to_bytes()));
+        }
+        Ok(answers)
     })?;
-    let body = String::from_utf8_lossy(&body).into_owned();
-    ensure!(body.contains("judged.test") && !body.contains("smuggled.test"), "{body}");
+    let [(refused, _), (served, body)] = &answers[..] else { anyhow::bail!("two answers: {answers:?}") };
+    ensure!(*refused == 400 && *served == 200 && String::from_utf8_lossy(body).contains("judged.test"), "{answers:?}");
     Ok(())
 }

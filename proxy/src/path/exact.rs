@@ -24,13 +24,16 @@ pub(crate) fn host_of<B>(request: &Request<B>) -> Result<Option<HeaderValue>, An
         return Err(Answer::new(StatusCode::METHOD_NOT_ALLOWED, "connect", "CONNECT is not allowed here"));
     }
     let host = one_host(request)?;
-    match uri.scheme_str() {
-        // An https URI is for TLS of the caller's own, which never is HTTP to us (RFC 9110 section 4.2.2).
-        Some("https") if request.version() < Version::HTTP_2 => {
+    if let Some(scheme) = uri.scheme_str() {
+        let is = |name: &str| scheme.eq_ignore_ascii_case(name);
+        // An https URI is for TLS of the caller's own, which never is HTTP to us (RFC 9110 section 4.2.2). In HTTP/2
+        // clients say https of what they were told to reach, whoever ended TLS for them.
+        if is("https") && request.version() < Version::HTTP_2 {
             return Err(bad_request("scheme", "an https target outside of TLS"));
         }
-        None | Some("http" | "https") => {}
-        Some(_) => return Err(bad_request("scheme", "the scheme is not http or https")),
+        if !is("http") && !is("https") {
+            return Err(bad_request("scheme", "the scheme is not http or https"));
+        }
     }
     let expectations = request.headers().get_all(EXPECT).iter();
     // RFC 9110 section 10.1.1: there is no other.
@@ -134,7 +137,9 @@ mod tests {
     #[test]
     fn a_request_names_one_host_or_is_refused() {
         let (one, two) = (Version::HTTP_11, Version::HTTP_2);
-        let rows: &[(Version, &str, &[(&str, &str)], Result<Option<&str>, (u16, &str)>)] = &[
+        type Found<'a> = Result<Option<&'a str>, (u16, &'a str)>;
+        type Row<'a> = (Version, &'a str, &'a [(&'a str, &'a str)], Found<'a>);
+        let rows: &[Row<'_>] = &[
             (one, "/", &[("host", "a")], Ok(Some("a"))),
             (one, "http://b/", &[("host", "a")], Ok(Some("b"))),
             (Version::HTTP_10, "/", &[], Ok(None)),
@@ -151,6 +156,7 @@ mod tests {
             (two, "http://a/", &[("host", "b")], Err((400, "host"))),
             (two, "/", &[], Err((400, "host"))),
             (two, "/", &[("host", "b")], Ok(Some("b"))),
+            (two, "HttpS://a/", &[], Ok(Some("a"))),
             (two, "ftp://a/", &[], Err((400, "scheme"))),
         ];
         for (version, target, fields, expected) in rows {

@@ -132,8 +132,10 @@ pub(crate) fn prepare(
             // One name for the host: what was judged (RFC 9113 section 8.3.1).
             if let Some(host) = host.filter(|_| uri.authority.is_none()) {
                 uri.authority = Authority::from_maybe_shared(host.clone()).ok();
-                uri.scheme = Some(Scheme::HTTP);
             }
+            // Schemes have no case (RFC 3986 section 3.1).
+            let https = uri.scheme.as_ref().is_some_and(|scheme| scheme.as_str().eq_ignore_ascii_case("https"));
+            uri.scheme = Some(if https { Scheme::HTTPS } else { Scheme::HTTP });
             head.headers.remove(HOST);
             uri.path_and_query = Some(path);
             if let Ok(uri) = Uri::from_parts(uri) {

@@ -21,6 +21,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep};
 
 use super::http1_scan::{Event, Fault, Scan};
+use super::transport::Stream;
 
 /// A head must be complete this long after its first byte.
 pub const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
@@ -77,9 +78,8 @@ impl Told {
 }
 
 /// A connection whose heads are looked at.
-#[derive(Debug)]
-pub struct Http1Guard<S> {
-    inner: S,
+pub struct Http1Guard {
+    inner: Stream,
     told: Arc<Told>,
     scan: Scan,
     /// What came behind a head that asks for another protocol.
@@ -87,13 +87,24 @@ pub struct Http1Guard<S> {
     head_end: Option<Instant>,
     timer: Option<Pin<Box<Sleep>>>,
     ended: bool,
+    /// A request is with its server, and nothing of the answer was written yet.
+    waiting: bool,
 }
 
-impl<S> Http1Guard<S> {
+impl Http1Guard {
     /// Looks at what is read from `inner`.
-    pub fn new(inner: S) -> Self {
+    pub fn new(inner: Stream) -> Self {
         let told = Arc::default();
-        Self { inner, told, scan: Scan::default(), held: BytesMut::new(), head_end: None, timer: None, ended: false }
+        Self {
+            inner,
+            told,
+            scan: Scan::default(),
+            held: BytesMut::new(),
+            head_end: None,
+            timer: None,
+            ended: false,
+            waiting: false,
+        }
     }
 
     /// The other end of what it tells.
@@ -133,9 +144,24 @@ impl<S> Http1Guard<S> {
             }
         }
         match self.scan.in_head() {
-            false => self.head_end = None,
+            false => {
+                self.head_end = None;
+                self.waiting = true;
+            }
             true if self.head_end.is_none() => self.head_end = Some(Instant::now() + HEAD_TIMEOUT),
             true => {}
+        }
+        Ok(())
+    }
+
+    /// While a request is with its server nothing is read, so that a caller may close its sending side; that a caller has
+    /// gone with a reset shows here.
+    fn gone(&self, cx: &mut Context<'_>) -> io::Result<()> {
+        let tcp = self.inner.get_ref().tcp();
+        if tcp.poll_read_ready(cx).is_ready()
+            && let Some(error) = tcp.take_error()?
+        {
+            return Err(error);
         }
         Ok(())
     }
@@ -153,7 +179,7 @@ impl<S> Http1Guard<S> {
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Http1Guard<S> {
+impl AsyncRead for Http1Guard {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
         if this.ended {
@@ -192,8 +218,9 @@ impl<S: AsyncRead + Unpin> AsyncRead for Http1Guard<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Http1Guard<S> {
+impl AsyncWrite for Http1Guard {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        self.waiting = false;
         Pin::new(&mut self.inner).poll_write(cx, buf)
     }
     fn poll_write_vectored(
@@ -201,12 +228,16 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Http1Guard<S> {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        self.waiting = false;
         Pin::new(&mut self.inner).poll_write_vectored(cx, bufs)
     }
     fn is_write_vectored(&self) -> bool {
         self.inner.is_write_vectored()
     }
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.waiting {
+            self.gone(cx)?;
+        }
         Pin::new(&mut self.inner).poll_flush(cx)
     }
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -153,7 +153,7 @@ impl Frames {
             }
             _ => self.control -= 1,
         }
-        if self.control < 0 || self.resets < 0 || self.seen % 256 == 0 {
+        if self.control < 0 || self.resets < 0 || self.seen.is_multiple_of(256) {
             self.settle(now());
         }
         match (self.control < 0, self.resets < 0) {
@@ -306,7 +306,7 @@ mod tests {
         let (passed, label) = passing(|n| [call(n), reset(n)].concat(), 20_000, 2, 1000);
         assert!((100..=106).contains(&passed) && label == Some("http2_resets"), "{passed} {label:?}");
         // A third of the calls is cancelled at once.
-        let some = |n: u32| if n % 3 == 0 { [call(n), reset(n)].concat() } else { call(n) };
+        let some = |n: u32| if n.is_multiple_of(3) { [call(n), reset(n)].concat() } else { call(n) };
         assert_eq!(passing(some, 20_000, 20, 1000).1, None);
         // All are cancelled, three seconds after they began.
         let late = |n: u32| match n.checked_sub(3_000) {
