@@ -1,6 +1,7 @@
 //! The mesh's promises, on real sockets in the lab. One file a group of promises.
 #![allow(missing_docs, unreachable_pub)]
 
+mod balancing;
 mod bytes;
 mod fixture;
 mod identity;
@@ -15,8 +16,15 @@ use weft_loadtests::lab::testing::{self, Test};
 fn main() {
     // Before any thread: the lab runs this program again for its own duties.
     weft_loadtests::lab::init();
-    let groups =
-        [interception::TESTS, bytes::TESTS, identity::TESTS, policy::TESTS, resilience::TESTS, telemetry::TESTS];
+    let groups = [
+        interception::TESTS,
+        bytes::TESTS,
+        identity::TESTS,
+        policy::TESTS,
+        resilience::TESTS,
+        balancing::TESTS,
+        telemetry::TESTS,
+    ];
     let mut tests: Vec<Test> = groups.concat();
     let (programs, missing) = programs::tests();
     tests.extend(programs);
