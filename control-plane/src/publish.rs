@@ -4,7 +4,7 @@
 //! sidecar that reads slowly misses only what was overtaken, and never holds up another. Versions only go up, also over a
 //! restart: they begin at the wall clock's milliseconds. Losing a sidecar's stream changes nothing for anybody; only a
 //! sidecar that says that it is draining is withdrawn, until it comes back.
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -23,6 +23,7 @@ use crate::source::{Batch, ConfigError, Event, Kind};
 use programmed::{Fingerprints, Targets};
 
 pub mod programmed;
+pub mod routes;
 mod subscription;
 
 pub use subscription::Subscription;
@@ -52,6 +53,10 @@ struct State {
     fingerprints: Fingerprints,
     /// Until the mesh changes.
     targets: Option<Arc<Targets>>,
+    /// Until the mesh changes.
+    routes: Option<Arc<routes::RouteStates>>,
+    /// What was logged.
+    route_faults: BTreeSet<String>,
     complete: bool,
 }
 
@@ -146,6 +151,8 @@ impl Publisher {
             idle_policies: BTreeMap::new(),
             fingerprints: Fingerprints::default(),
             targets: None,
+            routes: None,
+            route_faults: BTreeSet::new(),
             complete: false,
         };
         Self { state: Mutex::new(state), activity: watch::Sender::new(version), audit, metrics }
@@ -164,7 +171,7 @@ impl Publisher {
         self.metrics.denied_identities.set(count(state.model.denied().count()));
         state.errors = batch.errors;
         state.complete |= batch.complete;
-        state.targets = None;
+        (state.targets, state.routes) = (None, None);
         state.publish();
         self.note_activity();
         self.metrics.idle_policies.set(count(state.idle_policies.values().map(Vec::len).sum()));
@@ -332,6 +339,10 @@ impl State {
         let shared = compile::shared(&self.model, &self.shared, &changed);
         let same_for_all = shared.is(&self.shared);
         self.shared = shared;
+        // A cluster has the status of each route for that.
+        if self.model.endpoints() == Endpoints::Selectors {
+            self.note_routes();
+        }
         self.version += 1;
         self.sidecars.retain(|name, sidecar| sidecar.open > 0 || self.model.identity(name).is_some());
         for (name, sidecar) in self.sidecars.iter().filter(|(_, sidecar)| sidecar.open > 0) {

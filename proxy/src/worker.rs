@@ -10,7 +10,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::{LocalSet, spawn_local};
 
-use crate::path::{Phase, Worker, inbound, outbound};
+use crate::path::{Mirrors, Phase, Worker, inbound, outbound};
 use crate::stage::accept;
 use crate::stage::balance::{Balancer, Circuits};
 use crate::stage::connect::{Identity, Upstreams};
@@ -69,6 +69,7 @@ async fn serve(parts: Parts, mut stop: watch::Receiver<bool>) -> std::io::Result
         upstreams: Rc::new(Upstreams::new(parts.mark)),
         server_first: ServerFirst::default(),
         balancer: Balancer::new(parts.circuits, parts.workers),
+        mirrors: Mirrors::default(),
         telemetry: parts.telemetry.worker(),
         own_ports: parts.own_ports,
         local: accept::LocalAddresses::default(),

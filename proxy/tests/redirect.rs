@@ -210,6 +210,7 @@ fn spans_leave_as_the_proxys_own() -> Result<()> {
             outcome: Outcome::Forwarded,
             peer_identity: None,
             peer_address: None,
+            route: None,
         };
         worker.request(&event, worker.start_span(Kind::Client, &http::HeaderMap::new()));
         // What answers is no collector: that it was reached is enough.

@@ -9,6 +9,8 @@ mod interception;
 mod policy;
 mod programs;
 mod resilience;
+mod routing;
+mod streams;
 mod telemetry;
 
 use weft_loadtests::lab::testing::{self, Test};
@@ -19,10 +21,12 @@ fn main() {
     let groups = [
         interception::TESTS,
         bytes::TESTS,
+        streams::TESTS,
         identity::TESTS,
         policy::TESTS,
         resilience::TESTS,
         balancing::TESTS,
+        routing::TESTS,
         telemetry::TESTS,
     ];
     let mut tests: Vec<Test> = groups.concat();

@@ -2,8 +2,8 @@
 use anyhow::{Context, Result, ensure};
 use weft_loadtests::lab::Program;
 
+use crate::bytes::self_signed;
 use crate::fixture::{Case, HOST, NOBODY, Pair, folder, port, program, run};
-use crate::tls::self_signed;
 
 pub const CASES: &[Case] = &[
     Case::new("pgbench_works_with_postgresql", &["postgres", "initdb", "pgbench", "psql"], postgres),
@@ -118,9 +118,21 @@ fn mariadb() -> Result<()> {
     self_signed(&place)?;
     let server = mariadbd(&place, &data)?;
     let client = |port: u16, tls: &str, sql: &str| {
-        let target =
-            ["--no-defaults", "-h", HOST, "-P", &port.to_string(), "-ushop", "-psecret", tls, "-BN", "-e", sql]
-                .map(str::to_owned);
+        let target = [
+            "--no-defaults",
+            "-h",
+            HOST,
+            "-P",
+            &port.to_string(),
+            "-ushop",
+            "-psecret",
+            tls,
+            "-BN",
+            "-e",
+            sql,
+            "mysql",
+        ]
+        .map(str::to_owned);
         run(&pair.client.pod, "mariadb", &target)
     };
     let _mariadb = pair.serve(server, || client(port::OTHER, "--skip-ssl", "select 1").map(drop))?;

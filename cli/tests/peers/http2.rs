@@ -17,6 +17,7 @@ pub const CASES: &[Case] = &[
     Case::new("the_outbound_port_passes_h2spec", &["h2spec"], h2spec_outbound),
     Case::new("a_reset_of_the_server_reaches_the_client_with_its_code", &[], resets_of_server),
     Case::new("a_reset_of_the_client_ends_the_servers_work_at_once", &[], resets_of_client),
+    Case::new("an_answer_of_the_sidecars_own_to_head_has_no_body", &[], own_answer_to_head),
     Case::new("a_server_that_sends_goaway_after_each_request_loses_none", &[], goaway),
     Case::new("a_stream_that_is_not_read_holds_up_no_other", &[], flow_control),
 ];
@@ -264,6 +265,21 @@ fn resets_of_client() -> Result<()> {
     let answer = client.join_timeout(PATIENCE)?.context("the client did not end")??;
     ensure!(answer == b"done", "{answer:?}");
     Ok(())
+}
+
+/// Nobody listens: the sidecar answers.
+fn own_answer_to_head() -> Result<()> {
+    let pair = Pair::start("h2-head")?;
+    let target = pair.address(port::HTTP2);
+    within(&pair.client.pod, move || async move {
+        let mut client = connect(target).await?;
+        let (answer, _) = client.send_request(http::Request::head("http://server/").body(())?, true)?;
+        let answer = answer.await?;
+        let length = answer.headers().get("content-length").context("a length")?.to_str()?.parse::<usize>()?;
+        ensure!(answer.status() == 502 && length > 10, "{answer:?}");
+        ensure!(answer.body().is_end_stream(), "nothing may follow");
+        Ok(())
+    })
 }
 
 fn goaway() -> Result<()> {

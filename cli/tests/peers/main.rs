@@ -5,14 +5,16 @@
 #![allow(missing_docs, unreachable_pub)]
 
 mod answers;
+mod bytes;
 mod curl;
 mod databases;
 mod fixture;
+mod grpc;
 mod haproxy;
 mod http1;
 mod http2;
 mod nginx;
-mod tls;
+mod websocket;
 
 use fixture::Case;
 use weft_loadtests::lab::testing::{self, Test};
@@ -20,8 +22,17 @@ use weft_loadtests::lab::testing::{self, Test};
 fn main() {
     // Before any thread: the lab runs this program again for its own duties.
     weft_loadtests::lab::init();
-    let groups: [&[Case]; _] =
-        [curl::CASES, http1::CASES, http2::CASES, nginx::CASES, haproxy::CASES, databases::CASES, tls::CASES];
+    let groups: [&[Case]; _] = [
+        curl::CASES,
+        http1::CASES,
+        http2::CASES,
+        nginx::CASES,
+        haproxy::CASES,
+        databases::CASES,
+        bytes::CASES,
+        grpc::CASES,
+        websocket::CASES,
+    ];
     let (mut tests, mut skipped): (Vec<Test>, Vec<String>) = Default::default();
     for case in groups.concat() {
         match case.missing() {

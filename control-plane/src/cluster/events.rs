@@ -56,8 +56,10 @@ pub struct Notice {
 /// What an event is about.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Regarding {
-    /// One of Weft's own objects.
+    /// An object whose status is Weft's.
     Resource {
+        /// Its `apiVersion`.
+        api_version: String,
         /// Its kind.
         kind: String,
         /// Its name.
@@ -204,8 +206,8 @@ async fn reference(cluster: &Cluster, regarding: &Regarding) -> Result<Option<Ob
         Ok(found.map(|pod| of("v1", "Pod", name, pod.metadata.uid)))
     };
     match regarding {
-        Regarding::Resource { kind, name, uid } => {
-            Ok(Some(of(weft_api::resource::API_VERSION, kind, name, Some(uid.clone()))))
+        Regarding::Resource { api_version, kind, name, uid } => {
+            Ok(Some(of(api_version, kind, name, Some(uid.clone()))))
         }
         Regarding::Pod { name, uid: Some(uid) } => Ok(Some(of("v1", "Pod", name, Some(uid.clone())))),
         Regarding::Pod { name, uid: None } => pod(name).await,

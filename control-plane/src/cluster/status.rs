@@ -1,4 +1,4 @@
-//! Writes the status of Weft's own objects, while this replica leads.
+//! Writes the status of Weft's own objects and of routes to Services, while this replica leads.
 //!
 //! A round looks at everything at once and writes what differs: at most one round a second, and [`WRITES`] objects a
 //! round, so that ten thousand objects are no storm; what somebody changed comes first. Each write holds only for the
@@ -18,6 +18,8 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use weft_api::resource::GATEWAY_GROUP;
+use weft_api::routing::RouteKind;
 
 use self::conditions::{ACCEPTED, Facts, RESOLVED_REFS, conditions};
 use self::plan::Change;
@@ -26,6 +28,7 @@ use super::events::{Events, Notice, Regarding};
 use crate::metrics::{Metrics, StatusResult};
 use crate::publish::Publisher;
 use crate::publish::programmed::Targets;
+use crate::publish::routes::RouteStates;
 use crate::replicas::ask::{Replicas, Reports};
 use crate::replicas::count::Sidecars;
 use crate::source::kubernetes::objects::{Object, Objects};
@@ -33,6 +36,7 @@ use crate::source::{Kind, ResourceKey};
 
 pub mod conditions;
 mod plan;
+mod routes;
 
 /// Changes that come together are looked at together.
 const DEBOUNCE: Duration = Duration::from_secs(1);
@@ -107,7 +111,20 @@ struct Write {
     key: ResourceKey,
     judged: Object,
     change: Change,
-    wanted: Vec<Condition>,
+    status: Value,
+    /// The condition that says that it is not accepted.
+    refused: Option<Condition>,
+}
+
+/// What a status is to say.
+struct Wanted {
+    /// How it differs from what it says; `None`: it says that already.
+    change: Option<Change>,
+    status: Value,
+    /// The condition that says that it is not accepted.
+    refused: Option<Condition>,
+    /// The condition that says that something that it refers to is missing.
+    lost: Option<Condition>,
 }
 
 /// How a round ended.
@@ -149,8 +166,10 @@ impl Writer {
         if memory.looked_at.as_ref() == Some(&now) && !pending {
             return Round::Done;
         }
-        let Some(targets) = self.publisher.targets() else { return Round::Done };
-        let mut due = self.judge(&targets, &reports, memory);
+        let (Some(targets), Some(routes)) = (self.publisher.targets(), self.publisher.routes()) else {
+            return Round::Done;
+        };
+        let mut due = self.judge(&targets, &routes, &reports, memory);
         memory.looked_at = Some(now);
         due.sort_by(|a, b| a.change.cmp(&b.change).then_with(|| b.judged.generation.cmp(&a.judged.generation)));
         let more = due.len() > WRITES;
@@ -172,42 +191,35 @@ impl Writer {
     }
 
     /// What every status is to say, and which are to be written now.
-    fn judge(&self, targets: &Targets, reports: &Reports, memory: &mut Memory) -> Vec<Write> {
+    fn judge(&self, targets: &Targets, routes: &RouteStates, reports: &Reports, memory: &mut Memory) -> Vec<Write> {
         let sidecars = Sidecars::new(targets, &reports.reports);
         // In whole seconds, as the API has times.
         let (now, clock) = (Instant::now(), Timestamp::from_second(Timestamp::now().as_second()).unwrap_or_default());
         memory.refused.retain(|_, (_, at)| now.duration_since(*at) < REFUSED_FOR);
         let (mut due, mut waiting, mut idle) = (Vec::new(), BTreeMap::new(), BTreeMap::new());
         for (key, object) in self.objects.snapshot() {
-            let target = targets.policies.get(&key);
-            // The object is known before what it says is published: until then nothing is known of this generation.
-            if object.error.is_none() && object.content != target.map(|target| target.fingerprint) {
-                continue;
-            }
-            let programmed = match key.kind {
-                Kind::Workload => sidecars.of_workload(&key.name),
-                _ => sidecars.of_policy(&key),
+            let wanted = match key.kind {
+                Kind::HttpRoute | Kind::GrpcRoute => of_route(&key, &object, routes, clock),
+                _ => of_own_kind(&key, &object, targets, &sidecars, &reports.silent, clock),
             };
-            let facts = Facts { target, programmed, silent: &reports.silent };
-            let before = plan::ours(&object.status);
-            let wanted = conditions(&key, &object, &before, &facts, clock);
-            if let Some(lost) = wanted.iter().find(|c| c.type_ == RESOLVED_REFS && c.status == "False") {
+            let Some(Wanted { change, status, refused, lost }) = wanted else { continue };
+            if let Some(lost) = lost {
                 let (since, said) = memory.idle.get(&key).copied().unwrap_or((now, false));
                 let due = now.duration_since(since) >= IDLE_FOR;
                 if due && !said {
-                    self.events.tell(notice(&key, &object, lost));
+                    self.events.tell(notice(&key, &object, &lost));
                 }
                 idle.insert(key.clone(), (since, said || due));
             }
             if memory.refused.get(&key).is_some_and(|(judged, _)| *judged == object) {
                 continue;
             }
-            let Some(change) = plan::change(&object.status, &before, &wanted, object.generation) else { continue };
+            let Some(change) = change else { continue };
             let known = memory.waiting.get(&key).filter(|(known, _)| *known == change);
             let since = known.map_or(now, |(_, since)| *since);
             waiting.insert(key.clone(), (change, since));
             if change.is_due(now.duration_since(since)) {
-                due.push(Write { key, judged: object, change, wanted });
+                due.push(Write { key, judged: object, change, status, refused });
             }
         }
         (memory.waiting, memory.idle) = (waiting, idle);
@@ -218,9 +230,8 @@ impl Writer {
     }
 
     async fn write(&self, write: &Write) -> Result<StatusResult, String> {
-        let Write { key, judged, wanted, .. } = write;
-        let status = plan::with(&judged.status, wanted, judged.generation);
-        let sent = tokio::time::timeout(PATIENCE, self.patch(key, judged, &status)).await;
+        let Write { key, judged, status, refused, .. } = write;
+        let sent = tokio::time::timeout(PATIENCE, self.patch(key, judged, status)).await;
         let result = match sent {
             Ok(Ok(())) => Ok(StatusResult::written),
             Ok(Err(kube::Error::Api(refused))) if refused.code == 404 => Ok(StatusResult::gone),
@@ -234,11 +245,10 @@ impl Writer {
         };
         self.metrics.status_written(result.clone().unwrap_or(StatusResult::error));
         if result == Ok(StatusResult::written) {
-            let refused = wanted.iter().find(|condition| condition.type_ == ACCEPTED && condition.status == "False");
             if let Some(refused) = refused {
                 self.events.tell(notice(key, judged, refused));
             }
-            self.objects.written(key, judged, status);
+            self.objects.written(key, judged, status.clone());
         }
         result
     }
@@ -261,20 +271,77 @@ impl Writer {
     }
 }
 
-fn resource(kind: Kind) -> ApiResource {
-    let kind = format!("{kind:?}");
-    let plural = match kind.strip_suffix('y') {
-        Some(stem) => format!("{}ies", stem.to_lowercase()),
-        None => format!("{}s", kind.to_lowercase()),
+/// What the status of one of Weft's own objects is to say. `None`: not known yet.
+fn of_own_kind(
+    key: &ResourceKey,
+    object: &Object,
+    targets: &Targets,
+    sidecars: &Sidecars<'_>,
+    silent: &[String],
+    now: Timestamp,
+) -> Option<Wanted> {
+    let target = targets.policies.get(key);
+    // The object is known before what it says is published: until then nothing is known of this generation.
+    if object.error.is_none() && object.content != target.map(|target| target.fingerprint) {
+        return None;
+    }
+    let programmed = match key.kind {
+        Kind::Workload => sidecars.of_workload(&key.name),
+        _ => sidecars.of_policy(key),
     };
-    ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk("policy.weft.dev", "v1alpha1", &kind), &plural)
+    let facts = Facts { target, programmed, silent };
+    let before = plan::ours(&object.status);
+    let wanted = conditions(key, object, &before, &facts, now);
+    Some(Wanted {
+        change: plan::change(&object.status, &before, &wanted, object.generation),
+        status: plan::with(&object.status, &wanted, object.generation),
+        refused: unmet(&wanted, ACCEPTED),
+        lost: unmet(&wanted, RESOLVED_REFS),
+    })
+}
+
+/// What the status of a route is to say. `None`: not known yet.
+fn of_route(key: &ResourceKey, object: &Object, states: &RouteStates, now: Timestamp) -> Option<Wanted> {
+    let kind = if key.kind == Kind::HttpRoute { RouteKind::Http } else { RouteKind::Grpc };
+    let state = states.get(&(key.name.clone(), kind));
+    // As above.
+    if object.error.is_none() && object.route.as_ref() != state.map(|state| &state.route) {
+        return None;
+    }
+    let before = routes::ours(&object.status);
+    let wanted = routes::wanted(object, state, &before, now);
+    let conditions: Vec<Condition> = wanted.iter().flat_map(|parent| parent.conditions.clone()).collect();
+    Some(Wanted {
+        change: routes::change(&before, &wanted),
+        status: routes::with(&object.status, &wanted),
+        refused: unmet(&conditions, ACCEPTED),
+        lost: unmet(&conditions, RESOLVED_REFS),
+    })
+}
+
+fn unmet(conditions: &[Condition], type_: &str) -> Option<Condition> {
+    conditions.iter().find(|condition| condition.type_ == type_ && condition.status == "False").cloned()
+}
+
+fn resource(kind: Kind) -> ApiResource {
+    let (group, version) = match kind {
+        Kind::HttpRoute | Kind::GrpcRoute => (GATEWAY_GROUP, "v1"),
+        _ => ("policy.weft.dev", "v1alpha1"),
+    };
+    let lower = kind.as_str().to_lowercase();
+    let plural = match lower.strip_suffix('y') {
+        Some(stem) => format!("{stem}ies"),
+        None => format!("{lower}s"),
+    };
+    ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk(group, version, kind.as_str()), &plural)
 }
 
 /// What an operator is told of a condition that is not met.
 fn notice(key: &ResourceKey, object: &Object, condition: &Condition) -> Notice {
     Notice {
         regarding: Regarding::Resource {
-            kind: format!("{:?}", key.kind),
+            api_version: resource(key.kind).api_version,
+            kind: key.kind.as_str().to_owned(),
             name: key.name.clone(),
             uid: object.uid.clone(),
         },
@@ -295,6 +362,8 @@ mod tests {
             (Kind::AuthorizationPolicy, "authorizationpolicies"),
             (Kind::RateLimitPolicy, "ratelimitpolicies"),
             (Kind::Workload, "workloads"),
+            (Kind::HttpRoute, "httproutes"),
+            (Kind::GrpcRoute, "grpcroutes"),
         ] {
             assert_eq!(resource(kind).plural, expected);
         }

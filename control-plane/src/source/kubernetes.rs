@@ -1,5 +1,5 @@
-//! The mesh's resources from the API of Kubernetes: namespaces, Services, EndpointSlices, pods, service accounts, and Weft's
-//! own kinds.
+//! The mesh's resources from the API of Kubernetes: namespaces, Services, EndpointSlices, pods, service accounts, Weft's own
+//! kinds, and those of the Gateway API where the cluster has them.
 //!
 //! Each object becomes what the mesh needs of it as soon as it arrives, and is dropped: nothing else is held, so memory grows
 //! with the mesh and not with what else stands in its manifests. Sidecars are told nothing before every kind was listed
@@ -8,7 +8,7 @@
 //! An object that cannot be understood never stops the others: its last good content stays in force. An
 //! AuthorizationPolicy that was never good refuses every call in its namespace, and a Namespace whose default cannot be read
 //! has `deny`: what it was meant to restrict is unknown.
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
@@ -29,6 +29,7 @@ use weft_api::resource::NamespacedName;
 use super::denied::DeniedFile;
 use super::{Batch, Event, Kind};
 
+mod gateway;
 mod object;
 pub mod objects;
 mod pod;
@@ -52,8 +53,8 @@ const DENIED_INTERVAL: Duration = Duration::from_secs(1);
 /// A cluster that cannot be reached is worth a line at most so often.
 const COMPLAINT_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Kinds that must have been listed before sidecars are told anything. Nodes are not among them: who is preferred decides
-/// nothing that must be right from the start.
+/// Kinds that must have been listed before sidecars are told anything, beside those of the Gateway API that are served. Nodes
+/// are not among them: who is preferred decides nothing that must be right from the start.
 const KINDS: &[Kind] = &[
     Kind::Namespace,
     Kind::Service,
@@ -99,6 +100,8 @@ enum Told {
     Changed(Seen),
     /// One object is gone.
     Deleted(Kind, NamespacedName),
+    /// Which kinds of the Gateway API there are.
+    Served(BTreeSet<Kind>),
     /// A watch failed, and is tried again.
     Failed(Kind, String),
 }
@@ -120,6 +123,7 @@ fn watches(client: &Client) -> SelectAll<Watch> {
         own(client, Kind::Workload, "workloads"),
         own(client, Kind::AuthorizationPolicy, "authorizationpolicies"),
         own(client, Kind::RateLimitPolicy, "ratelimitpolicies"),
+        gateway::watch(client),
     ];
     all.into_iter().collect()
 }
@@ -146,7 +150,7 @@ where
 
 /// One of Weft's own kinds, as the raw object: its reader is the one that files have.
 fn own(client: &Client, kind: Kind, plural: &str) -> Watch {
-    let gvk = GroupVersionKind::gvk("policy.weft.dev", "v1alpha1", &format!("{kind:?}"));
+    let gvk = GroupVersionKind::gvk("policy.weft.dev", "v1alpha1", kind.as_str());
     let resource = ApiResource::from_gvk_with_plural(&gvk, plural);
     let objects: Api<DynamicObject> = Api::all_with(client.clone(), &resource);
     told(
@@ -233,7 +237,11 @@ fn complain(kind: Kind, fault: &str, complaints: &mut BTreeMap<Kind, Instant>) {
     let now = Instant::now();
     if complaints.get(&kind).is_none_or(|at| now.duration_since(*at) > COMPLAINT_INTERVAL) {
         complaints.insert(kind, now);
-        tracing::warn!(?kind, fault, "cannot watch; what is known stays in force, and it is tried again");
+        tracing::warn!(
+            kind = kind.as_str(),
+            fault,
+            "cannot watch; what is known stays in force, and it is tried again"
+        );
     }
 }
 

@@ -106,8 +106,8 @@ async fn answer(
     let answer = json(&received);
     let length = answer.len();
     // Over HTTP/2 hyper would send what must not follow the head.
-    let body = if parts.method == http::Method::HEAD { Bytes::new() } else { answer };
-    let mut response = Response::new(Full::new(body).boxed_unsync());
+    let bare = parts.method == http::Method::HEAD || matches!((wish, number), ("status", Some(204 | 304)));
+    let mut response = Response::new(Full::new(if bare { Bytes::new() } else { answer }).boxed_unsync());
     if parts.method == http::Method::HEAD {
         response.headers_mut().insert(header::CONTENT_LENGTH, http::HeaderValue::from(length));
     }

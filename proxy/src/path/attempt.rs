@@ -13,6 +13,7 @@ use http::header::{RETRY_AFTER, UPGRADE};
 use http::{Method, Request, Response, StatusCode};
 use http_body::Body;
 use hyper::body::Incoming;
+use rand::Rng;
 
 use super::record::Record;
 use super::respond::Answer;
@@ -22,6 +23,11 @@ use crate::stage::body::RequestBody;
 use crate::stage::connect::{ConnectError, HttpVersion};
 use crate::stage::pool::Sender;
 use crate::telemetry::{Direction, TrafficEvent};
+
+/// Least time between attempts where a route asks for them and does not say.
+pub(crate) const BACKOFF: Duration = Duration::from_millis(25);
+/// How many times that the waits grow to.
+const LONGEST_BACKOFF: u32 = 10;
 
 /// How long a request may take and when it is sent again, as far as a route says it. What it does not say is as the Service
 /// has it.
@@ -35,7 +41,7 @@ pub(crate) struct SendPolicy<'a> {
     pub(crate) retry_codes: &'a [u16],
     /// How often it is sent again at most.
     pub(crate) attempts: u32,
-    /// Least time between attempts; doubled for each that follows.
+    /// Least time between attempts; more after each that follows.
     pub(crate) backoff: Option<Duration>,
     /// A route asks for it: whatever the method, and also at the endpoint that failed where there is no other.
     pub(crate) asked: bool,
@@ -77,6 +83,7 @@ pub(super) async fn send(
 }
 
 /// What became of one attempt.
+#[expect(clippy::large_enum_variant, reason = "both hold a message: a box would cost each request")]
 enum Attempt {
     Answered(Response<Incoming>, Sender, Chosen),
     Failed {
@@ -106,9 +113,10 @@ async fn attempts(
             Attempt::Answered(response, sender, chosen) => return Ok((response, sender, chosen)),
             Attempt::Failed { whole, safe, answer, given } => (whole, safe, answer, given),
         };
-        let give_up = |given: Option<_>, answer| given.map_or(Err(answer), Ok);
+        let give_up = |given: Option<_>, answer| given.ok_or(answer);
         tried.add(&target);
-        let Some(again) = whole.filter(|_| safe && record.retries < policy.attempts) else {
+        let again = whole.filter(|_| safe && record.retries < policy.attempts).and_then(begin);
+        let Some(again) = again else {
             return give_up(given, answer);
         };
         let now = Instant::now();
@@ -128,8 +136,12 @@ async fn attempts(
         {
             sender.give_back();
         }
-        if let Some(backoff) = policy.backoff {
-            tokio::time::sleep(backoff.saturating_mul(1 << (record.retries - 1).min(6))).await;
+        let mut next = next;
+        if let Some(least) = policy.backoff {
+            let wait = backoff(least, record.retries - 1);
+            tokio::time::sleep(wait).await;
+            record.waited += wait;
+            next.begun = Instant::now();
         }
         (request, chosen) = (again, next);
     }
@@ -208,7 +220,7 @@ async fn attempt(
                 // A kept connection may have been closed meanwhile, and a stream may be one too many: no fault of the
                 // endpoint's. What was sent is paid for all the same.
                 let excused = safe && reused && !fresh_only && (!is_reset(&error) || is_unprocessed(&error));
-                match whole {
+                match whole.and_then(begin) {
                     Some(whole) if excused && (untouched || to.destination.may_insist(now)) => {
                         if !untouched {
                             record.retries += 1;
@@ -252,6 +264,18 @@ fn unserved(
         }
         _ => Attempt::Answered(response, sender, chosen),
     }
+}
+
+/// Makes a request ready to be sent again, if it is still whole.
+fn begin(request: Request<RequestBody>) -> Option<Request<RequestBody>> {
+    let (head, body) = request.into_parts();
+    body.begin().map(|body| Request::from_parts(head, body))
+}
+
+/// At least `least`, longer after each attempt, and not the same for all.
+fn backoff(least: Duration, attempt: u32) -> Duration {
+    let wait = least.saturating_mul(2_u32.saturating_pow(attempt).min(LONGEST_BACKOFF));
+    wait.saturating_add(wait.mul_f64(rand::rng().random_range(0.0..0.5)))
 }
 
 /// RFC 9110 section 9.2.2.
@@ -372,4 +396,18 @@ async fn within<F: Future>(limit: Option<Duration>, mut future: Pin<&mut F>) -> 
         }
     })
     .await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn waits_between_attempts_grow_within_bounds_and_are_never_shorter_than_the_route_says() {
+        for (attempt, least) in [(0, 100), (1, 200), (2, 400), (3, 800), (4, 1000), (40, 1000)] {
+            let (least, wait) = (Duration::from_millis(least), backoff(Duration::from_millis(100), attempt));
+            assert!(least <= wait && wait < least * 3 / 2, "{attempt}: {wait:?}");
+        }
+        backoff(Duration::MAX, 9);
+    }
 }

@@ -341,9 +341,11 @@ impl Connection {
     ) -> Option<(Detected, Option<Stream>)> {
         let mut server = match self.worker.upstreams.tcp(self.target).await {
             Ok(server) => server,
-            // The caller's first bytes may still be HTTP, which deserves an answer.
+            // The caller's first bytes may still be HTTP, which deserves an answer. One that waits for the server to
+            // speak would wait for ever: it is told that nobody listens, as a byte stream is.
             Err(_) => {
-                return detect::first_bytes(stream, seen, Some(STALL)).await.ok().map(|detected| (detected, None));
+                let first = tokio::time::timeout(SILENCE, detect::first_bytes(stream, seen, Some(STALL))).await;
+                return first.unwrap_or(Ok(Detected::Opaque)).ok().map(|detected| (detected, None));
             }
         };
         let mut spoken = BytesMut::new();

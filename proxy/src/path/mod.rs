@@ -3,10 +3,15 @@
 mod attempt;
 pub mod http;
 pub mod inbound;
+mod limits;
+mod mirror;
 pub mod outbound;
 mod record;
 mod respond;
+mod routed;
 pub mod send;
+
+pub use mirror::Mirrors;
 
 use std::cell::Cell;
 use std::rc::Rc;
@@ -51,6 +56,8 @@ pub struct Worker {
     pub server_first: ServerFirst,
     /// Load by endpoint.
     pub balancer: Balancer,
+    /// Copies of requests that are under way.
+    pub mirrors: Mirrors,
     /// Metrics, traces and the access log.
     pub telemetry: WorkerTelemetry,
     /// Ports to which nothing is forwarded.

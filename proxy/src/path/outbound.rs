@@ -17,6 +17,7 @@ use super::attempt::SendPolicy;
 use super::http::{RequestEnds, host_of, is_tunnel, leave, serve};
 use super::record::{Ending, Record, ResponseBody};
 use super::respond::{self, Answer};
+use super::routed::{self, Hop};
 use super::send::{Forwarding, forward};
 use super::{Closing, Worker, own_party, until};
 use crate::stage::accept::{self, OriginalDst};
@@ -393,7 +394,16 @@ impl Connection {
             return leave(&self.closing, record.answer(answer.into_response(grpc)));
         }
         let view = self.worker.view();
-        let destination = destination_of(&self.worker, &view.route(self.original), self.original);
+        let route = view.route(self.original);
+        if let Route::Service { service, port } = &route
+            && let Some(routes) = view.routes(service, *port)
+        {
+            let port = service.ports[*port].port;
+            let hop = Hop { worker: &self.worker, view: &view, routes, port, closing: &self.closing };
+            // Boxed: what has no routes does not carry the room that these need.
+            return Box::pin(routed::request(hop, Permit::of_destination(), request, record)).await;
+        }
+        let destination = destination_of(&self.worker, &route, self.original);
         let to = Forwarding {
             worker: &self.worker,
             identity: &self.worker.identity(),

@@ -3,13 +3,14 @@ use std::cell::Cell;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::header::CONTENT_LENGTH;
 use http::uri::Uri;
-use http::{HeaderMap, HeaderValue, Method, Response};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Response};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use tokio::time::Sleep;
@@ -17,8 +18,12 @@ use weft_certs::SpiffeId;
 
 use super::Worker;
 use crate::stage::balance::{Chosen, Target};
+use crate::stage::body::BodyError;
 use crate::stage::pool::Sender;
 use crate::telemetry::{ActiveSpan, Ends, Outcome, RequestEvent};
+
+/// The gRPC status of a call whose time was over.
+const DEADLINE_EXCEEDED: u16 = 4;
 
 /// How a request ended, owned.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -59,6 +64,8 @@ pub(crate) struct Record {
     pub(crate) response_bytes: u64,
     pub(crate) ending: Ending,
     pub(crate) span: Option<ActiveSpan>,
+    /// The rule of a route that decided where it went.
+    pub(crate) route: Option<Arc<str>>,
     /// How often it was sent again.
     pub(crate) retries: u32,
     /// The endpoint that was called last.
@@ -85,6 +92,7 @@ impl Record {
             response_bytes: 0,
             ending: Ending::Forwarded,
             span: None,
+            route: None,
             retries: 0,
             target: None,
             complete: false,
@@ -145,6 +153,7 @@ impl Record {
             request_bytes: self.request_bytes.get(),
             response_bytes: self.response_bytes,
             outcome,
+            route: self.route.as_deref(),
             retries: self.retries,
             peer_identity: peer_identity.as_ref().map(SpiffeId::as_str),
             peer_address,
@@ -167,9 +176,16 @@ fn grpc_status_of(headers: &HeaderMap) -> Option<u16> {
 pub(crate) struct ResponseBody {
     source: Source,
     pub(crate) record: Option<Record>,
+    deadline: Option<Deadline>,
 }
 
-#[expect(clippy::large_enum_variant, reason = "nearly every body is the larger one: a box would cost each request")]
+/// When an answer is cut.
+struct Deadline {
+    sleep: Pin<Box<tokio::time::Sleep>>,
+    /// The caller of gRPC over HTTP/2 is told so in trailers.
+    grpc: bool,
+}
+
 enum Source {
     Local(Option<Bytes>),
     Upstream {
@@ -202,20 +218,9 @@ impl Idle {
     }
 }
 
-/// A body that does not come to its end.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum CutBody {
-    /// The connection broke.
-    #[error(transparent)]
-    Broken(#[from] hyper::Error),
-    /// Nothing came for too long.
-    #[error("the answer brought nothing for {0:?}")]
-    Idle(Duration),
-}
-
 impl ResponseBody {
     pub(crate) fn local(text: Bytes) -> Self {
-        Self { source: Source::Local(Some(text).filter(|text| !text.is_empty())), record: None }
+        Self { source: Source::Local(Some(text).filter(|text| !text.is_empty())), record: None, deadline: None }
     }
 
     /// Takes away a text of our own, and says how long it was: no answer to HEAD has a body.
@@ -228,12 +233,36 @@ impl ResponseBody {
 
     /// `patience`: for how long it may bring nothing.
     pub(crate) fn upstream(inner: Incoming, sender: Sender, chosen: Chosen, patience: Option<Duration>) -> Self {
-        let idle = patience.map(Idle::new);
-        let mut body = Self { source: Source::Upstream { inner, sender: Some((sender, chosen)), idle }, record: None };
+        let source = Source::Upstream { inner, sender: Some((sender, chosen)), idle: patience.map(Idle::new) };
+        let mut body = Self { source, record: None, deadline: None };
         if body.is_end_stream() {
             body.finish();
         }
         body
+    }
+
+    /// Cuts the answer at `at`, should it not be over by then.
+    pub(crate) fn end_by(&mut self, at: Instant, grpc: bool) {
+        if !self.is_end_stream() {
+            self.deadline = Some(Deadline { sleep: Box::pin(tokio::time::sleep_until(at.into())), grpc });
+        }
+    }
+
+    /// The time is over: what is left of the answer is given up.
+    fn cut(&mut self, grpc: bool) -> Result<Frame<Bytes>, BodyError> {
+        self.deadline = None;
+        self.source = Source::Local(None);
+        if let Some(mut record) = self.record.take() {
+            record.ending = Ending::Failed("request_timeout");
+            record.grpc_status = record.grpc_status.or(grpc.then_some(DEADLINE_EXCEEDED));
+        }
+        match grpc {
+            true => Ok(Frame::trailers(HeaderMap::from_iter([(
+                HeaderName::from_static("grpc-status"),
+                HeaderValue::from(DEADLINE_EXCEEDED),
+            )]))),
+            false => Err(BodyError::Deadline),
+        }
     }
 
     /// The answer was read to its end.
@@ -251,17 +280,23 @@ impl ResponseBody {
 
 impl Body for ResponseBody {
     type Data = Bytes;
-    type Error = CutBody;
+    type Error = BodyError;
 
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, CutBody>>> {
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let this = self.get_mut();
+        if let Some(deadline) = &mut this.deadline
+            && deadline.sleep.as_mut().poll(cx).is_ready()
+        {
+            let grpc = deadline.grpc;
+            return Poll::Ready(Some(this.cut(grpc)));
+        }
         let polled = match &mut this.source {
             Source::Local(text) => Poll::Ready(text.take().map(|text| Ok(Frame::data(text)))),
             Source::Upstream { inner, idle, .. } => {
-                let polled = Pin::new(inner).poll_frame(cx).map_err(CutBody::Broken);
+                let polled = Pin::new(inner).poll_frame(cx).map_err(BodyError::Incoming);
                 let over = |idle: &mut Idle| idle.poll(cx, polled.is_ready()).is_ready().then_some(idle.patience);
                 match idle.as_mut().and_then(over) {
-                    Some(patience) => Poll::Ready(Some(Err(CutBody::Idle(patience)))),
+                    Some(patience) => Poll::Ready(Some(Err(BodyError::Idle(patience)))),
                     None => polled,
                 }
             }
@@ -282,8 +317,8 @@ impl Body for ResponseBody {
             Poll::Ready(Some(Err(cut))) => {
                 if let Some(record) = &mut this.record {
                     record.ending = Ending::Failed(match cut {
-                        CutBody::Broken(_) => "response_cut",
-                        CutBody::Idle(_) => "idle_timeout",
+                        BodyError::Idle(_) => "idle_timeout",
+                        _ => "response_cut",
                     });
                 }
                 this.record = None;

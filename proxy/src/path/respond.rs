@@ -21,6 +21,8 @@ pub(crate) struct Answer {
     pub(crate) retry_after: Option<Duration>,
     /// The server reset the stream: the caller's is reset alike, instead of an answer.
     pub(crate) reset: Option<h2::Reason>,
+    /// Whether gRPC callers are told `UNAVAILABLE`, whatever the status.
+    pub(crate) unavailable: bool,
 }
 
 /// In the extensions of a response: it is not to be sent, the stream is to be reset.
@@ -36,7 +38,7 @@ pub(crate) fn reset(reason: h2::Reason) -> Response<ResponseBody> {
 
 impl Answer {
     pub(crate) fn new(status: StatusCode, label: &'static str, text: impl Into<String>) -> Self {
-        Self { status, label, text: text.into(), retry_after: None, reset: None }
+        Self { status, label, text: text.into(), retry_after: None, reset: None, unavailable: false }
     }
 
     /// As an HTTP response, or for gRPC as a trailers-only one (status 200, `grpc-status`).
@@ -53,7 +55,8 @@ impl Answer {
         }
         if grpc {
             headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
-            headers.insert("grpc-status", HeaderValue::from(grpc_status(self.status)));
+            let status = if self.unavailable { UNAVAILABLE } else { grpc_status(self.status) };
+            headers.insert("grpc-status", HeaderValue::from(status));
             if let Ok(text) = HeaderValue::from_str(&percent_encode(&self.text)) {
                 headers.insert("grpc-message", text);
             }
@@ -64,6 +67,9 @@ impl Answer {
         response
     }
 }
+
+/// gRPC: nobody is there to serve the call.
+const UNAVAILABLE: u16 = 14;
 
 /// Whether a request is gRPC, and wants its errors as `grpc-status`.
 pub(crate) fn is_grpc(headers: &HeaderMap) -> bool {
@@ -85,7 +91,7 @@ pub(crate) fn grpc_status(status: StatusCode) -> u16 {
         404 => 12,
         429 => 8,
         504 => 4,
-        502 | 503 => 14,
+        502 | 503 => UNAVAILABLE,
         _ => 2,
     }
 }

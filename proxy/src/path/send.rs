@@ -1,13 +1,12 @@
 //! The sending half of the per-request stack: make a request ready for the next hop, send it ([`super::attempt`]), follow its
 //! answer.
-use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Arc;
 
 use http::header::{CONNECTION, CONTENT_LENGTH, HOST, HeaderName, TE, TRANSFER_ENCODING, UPGRADE};
+use http::request::Parts;
 use http::uri::{Authority, PathAndQuery, Scheme, Uri};
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Version};
-use http_body::Body;
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
@@ -25,7 +24,7 @@ use crate::stage::pool::Sender;
 use crate::stage::tls::Lifetime;
 
 /// The connection upgrade (such as `websocket`) that a request asks for. An upgrade to h2c is not one: it is dropped.
-fn upgrade_of(headers: &HeaderMap, version: Version) -> Option<HeaderValue> {
+pub(crate) fn upgrade_of(headers: &HeaderMap, version: Version) -> Option<HeaderValue> {
     let upgrade = headers.get(UPGRADE).filter(|_| version == Version::HTTP_11)?;
     let asked = headers.get_all(CONNECTION).iter().any(|line| {
         line.as_bytes().split(|b| *b == b',').any(|token| token.trim_ascii().eq_ignore_ascii_case(b"upgrade"))
@@ -34,7 +33,7 @@ fn upgrade_of(headers: &HeaderMap, version: Version) -> Option<HeaderValue> {
 }
 
 /// Removes what concerns one connection only (RFC 9110 section 7.6.1), keeping `te: trailers` and the framing.
-fn strip_hop_by_hop(headers: &mut HeaderMap) {
+pub(crate) fn strip_hop_by_hop(headers: &mut HeaderMap) {
     const FIXED: [HeaderName; 4] = [
         UPGRADE,
         HeaderName::from_static("keep-alive"),
@@ -90,63 +89,58 @@ pub(crate) async fn forward(
     let upgrade = upgrade_of(request.headers(), request.version());
     let switches = upgrade.is_some() || begins_websocket(&request);
     let caller_side = switches.then(|| hyper::upgrade::on(&mut request));
-    let mut outgoing =
-        prepare(request, version, upgrade.as_ref(), to.path.clone(), &record.request_bytes, record.host.as_ref());
+    let (mut head, body) = request.into_parts();
+    strip_hop_by_hop(&mut head.headers);
+    prepare(&mut head, version, upgrade.as_ref(), to.path.clone(), record.host.as_ref());
     if let Some(span) = &record.span {
-        span.inject(outgoing.headers_mut());
+        span.inject(&mut head.headers);
     }
+    let outgoing = Request::from_parts(head, RequestBody::incoming(body, &record.request_bytes));
     let sent = send(&to, outgoing, version, &mut record).await;
     finish(&to, sent, caller_side, grpc, record)
 }
 
-/// The request as it goes on: own target form and framing, no hop-by-hop fields.
-fn prepare(
-    request: Request<Incoming>,
+/// The head as it goes on: the next hop's target form and version. Hop-by-hop fields were stripped.
+pub(crate) fn prepare(
+    head: &mut Parts,
     version: HttpVersion,
     upgrade: Option<&HeaderValue>,
     path: Option<PathAndQuery>,
-    count: &Rc<Cell<u64>>,
     host: Option<&HeaderValue>,
-) -> Request<RequestBody> {
-    let (mut parts, body) = request.into_parts();
-    strip_hop_by_hop(&mut parts.headers);
+) {
     if let Some(upgrade) = upgrade {
-        parts.headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
-        parts.headers.insert(UPGRADE, upgrade.clone());
+        head.headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+        head.headers.insert(UPGRADE, upgrade.clone());
     }
-    let path = path.or_else(|| parts.uri.path_and_query().cloned()).unwrap_or_else(|| PathAndQuery::from_static("/"));
+    let path = path.or_else(|| head.uri.path_and_query().cloned()).unwrap_or_else(|| PathAndQuery::from_static("/"));
     match version {
         HttpVersion::Http1 => {
             // An absolute target becomes the origin form; its authority wins over Host (RFC 9112 section 3.2.2).
-            if let Some(host) = host.filter(|_| parts.uri.authority().is_some()) {
-                parts.headers.insert(HOST, host.clone());
+            if let Some(host) = host.filter(|_| head.uri.authority().is_some()) {
+                head.headers.insert(HOST, host.clone());
             }
-            parts.uri = Uri::from(path);
-            parts.version = Version::HTTP_11;
+            head.uri = Uri::from(path);
+            head.version = Version::HTTP_11;
         }
         HttpVersion::Http2 => {
-            let mut uri = std::mem::take(&mut parts.uri).into_parts();
+            let mut uri = std::mem::take(&mut head.uri).into_parts();
             // One name for the host: what was judged (RFC 9113 section 8.3.1).
             if let Some(host) = host.filter(|_| uri.authority.is_none()) {
                 uri.authority = Authority::from_maybe_shared(host.clone()).ok();
                 uri.scheme = Some(Scheme::HTTP);
             }
-            parts.headers.remove(HOST);
+            head.headers.remove(HOST);
             uri.path_and_query = Some(path);
             if let Ok(uri) = Uri::from_parts(uri) {
-                parts.uri = uri;
+                head.uri = uri;
             }
+            head.version = Version::HTTP_2;
         }
     }
-    let body = match body.is_end_stream() {
-        true => RequestBody::Empty,
-        false => RequestBody::Incoming { inner: body, count: Rc::clone(count), gate: None },
-    };
-    Request::from_parts(parts, body)
 }
 
 /// Turns what came back into the caller's answer.
-fn finish(
+pub(crate) fn finish(
     to: &Forwarding<'_>,
     sent: Sent,
     caller_side: Option<OnUpgrade>,

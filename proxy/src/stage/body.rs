@@ -9,6 +9,7 @@ use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 
 use super::expect::{Gate, Withheld};
+use super::tee;
 
 /// Most that hyper buffers of an HTTP/1 connection; bounds the header section (the default is 400 KiB).
 pub const HTTP1_BUFFER: usize = 64 * 1024;
@@ -32,19 +33,42 @@ pub enum RequestBody {
         /// Shut while the server was not heard on whether it wants the body.
         gate: Option<Box<Gate>>,
     },
+    /// As it comes in, and once more should it be sent again.
+    Repeatable(tee::Reader),
+    /// The same from its beginning, not begun.
+    Again(tee::Tee),
+    /// A copy of what another request sends.
+    Copy(tee::Copy),
 }
 
 impl RequestBody {
-    /// The same body once more, where it is at hand whole.
+    /// `inner`, whose bytes are counted in `count`.
+    pub fn incoming(inner: Incoming, count: &Rc<Cell<u64>>) -> Self {
+        match inner.is_end_stream() {
+            true => Self::Empty,
+            false => Self::Incoming { inner, count: Rc::clone(count), gate: None },
+        }
+    }
+
+    /// The same body once more, where it may be at hand whole: to be [begun](Self::begin) when it is needed.
     pub fn copy(&self) -> Option<Self> {
         match self {
             Self::Empty => Some(Self::Empty),
-            Self::Incoming { .. } => None,
+            Self::Repeatable(body) => body.again().map(Self::Again),
+            Self::Incoming { .. } | Self::Copy(_) | Self::Again(_) => None,
+        }
+    }
+
+    /// Makes what was copied ready to be sent. `None`: it is not at hand whole any more.
+    pub fn begin(self) -> Option<Self> {
+        match self {
+            Self::Again(body) => body.can_repeat().then(|| Self::Repeatable(body.read())),
+            other => Some(other),
         }
     }
 }
 
-/// Why a request's body ends before its end.
+/// Why a body ends before its end.
 #[derive(Debug, thiserror::Error)]
 pub enum BodyError {
     /// It stopped coming.
@@ -53,6 +77,18 @@ pub enum BodyError {
     /// It was never asked for.
     #[error(transparent)]
     Withheld(#[from] Withheld),
+    /// The request is sent again: what is left of it belongs to the next attempt.
+    #[error("the request is being sent again")]
+    Superseded,
+    /// A mirror did not keep up, or the original was broken off.
+    #[error("the copy does not keep up with its original")]
+    CopyCut,
+    /// Nothing came for too long.
+    #[error("the answer brought nothing for {0:?}")]
+    Idle(std::time::Duration),
+    /// The time that the request may take is over.
+    #[error("the request took longer than it may")]
+    Deadline,
 }
 
 impl Body for RequestBody {
@@ -75,6 +111,9 @@ impl Body for RequestBody {
                 }
                 polled.map_err(BodyError::from)
             }
+            Self::Repeatable(body) => Pin::new(body).poll_frame(cx),
+            Self::Again(_) => Poll::Ready(Some(Err(BodyError::Superseded))),
+            Self::Copy(body) => Pin::new(body).poll_frame(cx),
         }
     }
 
@@ -82,6 +121,9 @@ impl Body for RequestBody {
         match self {
             Self::Empty => true,
             Self::Incoming { inner, .. } => inner.is_end_stream(),
+            Self::Repeatable(body) => body.is_end_stream(),
+            Self::Again(_) => false,
+            Self::Copy(body) => body.is_end_stream(),
         }
     }
 
@@ -89,6 +131,9 @@ impl Body for RequestBody {
         match self {
             Self::Empty => SizeHint::with_exact(0),
             Self::Incoming { inner, .. } => inner.size_hint(),
+            Self::Repeatable(body) => body.size_hint(),
+            Self::Again(_) => SizeHint::default(),
+            Self::Copy(body) => body.size_hint(),
         }
     }
 }

@@ -15,6 +15,7 @@ pub mod pool;
 pub mod rate_limit;
 pub mod route;
 pub mod routes;
+pub mod tee;
 pub mod tls;
 pub mod transport;
 pub mod tunnel;

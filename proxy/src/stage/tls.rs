@@ -176,13 +176,12 @@ const FOREVER: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 
 impl Lifetime {
     /// Of a connection that both certificates authenticated: it ends with the first of them. The client side retires it
-    /// a fifth of our certificate's lifetime (at most a minute) earlier, the server side drains it a tenth earlier, so
-    /// that no request is on its way to a connection that closes.
+    /// a fifth of the time that is left now (at most a minute) earlier, the server side drains it a tenth earlier, so that
+    /// no request is on its way to a connection that closes.
     pub fn of(own: &Svid, peer: &Peer) -> Self {
         let left = |until: SystemTime| until.duration_since(SystemTime::now()).unwrap_or_default();
         let end = left(own.not_after().min(peer.not_after));
-        let whole = own.not_after().duration_since(own.not_before()).unwrap_or_default();
-        let margin = (whole / 5).min(LONGEST_MARGIN);
+        let margin = (end / 5).min(LONGEST_MARGIN);
         let now = Instant::now();
         Self { retire: now + end.saturating_sub(margin), drain: now + end.saturating_sub(margin / 2), end: now + end }
     }

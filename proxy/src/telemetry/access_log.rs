@@ -3,7 +3,7 @@
 //! Fields, all optional but `time`, `kind`, `direction` and `outcome`: `protocol`, `source`, `source_namespace`,
 //! `destination`, `destination_namespace`, `tls`, `peer` (SPIFFE ID), `peer_address`, `method`, `path`, `host`, `status`,
 //! `grpc_status`, `retries`, `duration_ms`, `overhead_ms`, `request_bytes`, `response_bytes` (for byte streams: sent and received),
-//! `policy`, `limit`, `reason`, `detail`, `trace_id`, `span_id`, `suppressed` (how many refusals went unlogged since the
+//! `route`, `policy`, `limit`, `reason`, `detail`, `trace_id`, `span_id`, `suppressed` (how many refusals went unlogged since the
 //! last that was). `kind` is `access`.
 //!
 //! It never holds a header's value, a query string or a body. What stems from a request is cut and escaped.
@@ -116,6 +116,8 @@ struct RequestFields<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     grpc_status: Option<u16>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    route: Option<Text<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     retries: Option<u32>,
 }
 
@@ -149,6 +151,7 @@ impl AccessLog {
                 host: Text(event.host),
                 status: (event.status != 0).then_some(event.status),
                 grpc_status: event.grpc_status,
+                route: event.route.map(Text),
                 retries: (event.retries != 0).then_some(event.retries),
             }),
             duration_ms: Some(millis(event.duration)),

@@ -193,6 +193,8 @@ pub struct RequestEvent<'a> {
     pub peer_identity: Option<&'a str>,
     /// Address of the other side: the caller's (inbound) or the endpoint's (outbound).
     pub peer_address: Option<SocketAddr>,
+    /// The rule of a route that decided where it went: `namespace/name#rule`.
+    pub route: Option<&'a str>,
 }
 
 /// The end of a byte stream, for the access log.

@@ -327,6 +327,9 @@ fn attributes(kind: Kind, event: &RequestEvent<'_>) -> Vec<KeyValue> {
     if let Some(identity) = event.peer_identity {
         out.push(text("weft.peer.identity", identity));
     }
+    if let Some(route) = event.route {
+        out.push(text("weft.route", route));
+    }
     out.push(KeyValue::new("weft.decision", event.outcome.as_str()));
     match event.outcome {
         Outcome::Denied { policy, reason } => {

@@ -19,7 +19,7 @@ use super::process::ProcessSample;
 use super::series::{FOLD_LINES, Labels, OTHER, Series, SeriesTable, Status, tcp};
 
 /// Lines of the families without label sets of the mesh: [`Metrics::encode_fixed`], both overheads, `process_*`.
-const FIXED_LINES: usize = 16 + 2 * OVERHEAD.lines() + 8;
+const FIXED_LINES: usize = 18 + 2 * OVERHEAD.lines() + 8;
 
 /// The smallest budget that leaves room for the mesh beside the fixed lines.
 const MIN_BUDGET: usize = FIXED_LINES + FOLD_LINES + 100;
@@ -45,6 +45,7 @@ pub(super) struct State {
     pub(super) spans_exported: AtomicU64,
     pub(super) spans_dropped: AtomicU64,
     pub(super) log_lines_suppressed: AtomicU64,
+    pub(super) mirrored: Results,
 }
 
 /// A counter with the label `result`.
@@ -111,6 +112,7 @@ impl Metrics {
         }
         results(out, "weft_certificate_renewals", "Certificates asked for, by result", &state.renewals)?;
         results(out, "weft_config_updates", "Configuration updates received, by result", &state.config_updates)?;
+        results(out, "weft_mirrored_requests", "Copies of requests for mirrors, by result", &state.mirrored)?;
         gauge(
             out,
             "weft_config_version",

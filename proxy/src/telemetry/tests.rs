@@ -79,6 +79,7 @@ pub(super) fn event(ends: &Ends) -> RequestEvent<'_> {
         outcome: Outcome::Forwarded,
         peer_identity: Some("spiffe://cluster.local/ns/shop/sa/orders"),
         peer_address: Some(SocketAddr::from(([10, 0, 0, 7], 40_000))),
+        route: None,
     }
 }
 
@@ -127,6 +128,8 @@ fn a_request_is_counted_under_the_names_of_the_contract() {
         peer_address: None,
     };
     worker.refused(&refusal);
+    worker.mirrored(true);
+    worker.mirrored(false);
     scene.telemetry.set_certificate_expiry(std::time::UNIX_EPOCH + Duration::from_secs(1_800_000_000));
     scene.telemetry.set_control_plane_connected(true);
     scene.telemetry.certificate_renewed(true);
@@ -168,6 +171,8 @@ fn a_request_is_counted_under_the_names_of_the_contract() {
         ("weft_certificate_renewals_total{result=\"success\"}".into(), 1.0),
         ("weft_config_updates_total{result=\"success\"}".into(), 1.0),
         ("weft_config_updates_total{result=\"failure\"}".into(), 1.0),
+        ("weft_mirrored_requests_total{result=\"success\"}".into(), 1.0),
+        ("weft_mirrored_requests_total{result=\"failure\"}".into(), 1.0),
         ("weft_config_version".into(), 42.0),
         ("weft_series_folded_total".into(), 0.0),
     ] {

@@ -179,6 +179,11 @@ impl WorkerTelemetry {
         remember(&mut table, (verdict, policy), cells);
     }
 
+    /// Counts a copy of a request that a route's mirror asked for; `answered`: whatever its status.
+    pub fn mirrored(&self, answered: bool) {
+        self.0.shared.metrics.state.mirrored.count(answered);
+    }
+
     /// Counts a decision of a rate limit.
     pub fn rate_limit(&self, limited: bool, policy: &str, limit: &str) {
         let worker = self.0.current();

@@ -170,7 +170,7 @@ pub(super) fn matches<'n>(fields: &Fields<'n>) -> Result<Vec<At<'n>>, ResourceEr
 
 /// The rule's name.
 pub(super) fn rule_name(fields: &Fields<'_>) -> Result<Option<String>, ResourceError> {
-    Ok(fields.get_non_null("name").map(|at| name::subdomain(&at).map(str::to_owned)).transpose()?)
+    fields.get_non_null("name").map(|at| name::subdomain(&at).map(str::to_owned)).transpose()
 }
 
 /// A text of at most `most` bytes.

@@ -18,7 +18,7 @@ pub(super) const PROGRAMMED: &str = "Programmed";
 pub(super) const TYPES: [&str; 3] = [ACCEPTED, RESOLVED_REFS, PROGRAMMED];
 
 /// What a message may be long.
-const LONGEST_MESSAGE: usize = 4096;
+pub(super) const LONGEST_MESSAGE: usize = 4096;
 /// Names that a message lists; of more it only says how many.
 const NAMED: usize = 5;
 
@@ -179,7 +179,7 @@ fn programmed(key: &ResourceKey, object: &Object, facts: &Facts<'_>) -> Verdict 
     verdict(Status::False, "Pending", format!("{count} confirmed; waiting for {}{more}", programmed.waiting.join(", ")))
 }
 
-fn list(names: &[String]) -> String {
+pub(super) fn list(names: &[String]) -> String {
     let named = names.iter().take(NAMED).map(String::as_str).collect::<Vec<_>>().join(", ");
     match names.len().saturating_sub(NAMED) {
         0 => named,

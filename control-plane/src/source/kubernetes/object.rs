@@ -1,11 +1,14 @@
 //! From one object of the API to what the mesh needs of it. Pure.
+use std::sync::Arc;
+
 use k8s_openapi::api::core::v1::{Namespace, Node, Service};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::DynamicObject;
 use kube::core::PartialObjectMeta;
 use serde_json::{Value, json};
 use weft_api::resource::{
-    DEFAULT_POLICY_ANNOTATION, DefaultPolicy, NamespacedName, Resource, ResourceError, Workload, parse_documents,
+    DEFAULT_POLICY_ANNOTATION, DefaultPolicy, GATEWAY_GROUP, NamespacedName, Resource, ResourceError, Route, Workload,
+    parse_documents,
 };
 use weft_api::wire::MAX_PORTS;
 
@@ -19,11 +22,11 @@ pub(super) enum Seen {
     Known(Event),
     /// A pod that runs, or will.
     Pod(Workload),
-    /// A Service: a fault is named.
+    /// A Service or a ReferenceGrant: a fault is named.
     Core(ResourceKey, Result<Resource, String>),
     /// In force as far as it can be; the fault is named.
     Flawed(ResourceKey, Event, String),
-    /// One of Weft's own.
+    /// One with a status that is Weft's: of its own kinds, or a route.
     Own(ResourceKey, Object, Option<Resource>),
 }
 
@@ -106,7 +109,7 @@ pub(super) fn own(kind: Kind, object: &DynamicObject) -> Option<Seen> {
     let metadata = &object.metadata;
     let key = ResourceKey { kind, name: name(metadata)? };
     let mut document = json!({
-        "apiVersion": weft_api::resource::API_VERSION, "kind": format!("{kind:?}"),
+        "apiVersion": weft_api::resource::API_VERSION, "kind": kind.as_str(),
         "metadata": {"name": key.name.name, "namespace": key.name.namespace, "labels": metadata.labels.clone().unwrap_or_default()},
     });
     let fields = object.data.as_object().into_iter().flatten().filter(|(field, _)| *field != "status");
@@ -120,8 +123,47 @@ pub(super) fn own(kind: Kind, object: &DynamicObject) -> Option<Seen> {
         error: resource.as_ref().err().cloned(),
         content: resource.as_ref().ok().and_then(fingerprint),
         status: object.data.get("status").cloned().unwrap_or_default(),
+        route: None,
     };
     Some(Seen::Own(key, known, resource.ok()))
+}
+
+/// A route of the Gateway API. Of one that cannot be understood the parents are still read: its status is theirs.
+pub(super) fn route(kind: Kind, object: &DynamicObject) -> Option<Seen> {
+    let metadata = &object.metadata;
+    let key = ResourceKey { kind, name: name(metadata)? };
+    let spec = object.data.get("spec").cloned().unwrap_or_default();
+    let created = metadata.creation_timestamp.as_ref().map_or(0, |at| at.0.as_second().try_into().unwrap_or(0));
+    let read = |spec: &Value| match read(&gateway_document(&key, spec)) {
+        Ok(Resource::Route(route)) => Ok(Route { created, ..route }),
+        Ok(_) => Err("this is not a route".to_owned()),
+        Err(fault) => Err(fault),
+    };
+    let route = read(&spec);
+    let parents = || read(&json!({"parentRefs": spec.get("parentRefs").cloned().unwrap_or_default()})).ok();
+    let known = Object {
+        uid: metadata.uid.clone().unwrap_or_default(),
+        generation: metadata.generation.unwrap_or_default(),
+        error: route.as_ref().err().cloned(),
+        content: None,
+        status: object.data.get("status").cloned().unwrap_or_default(),
+        route: route.as_ref().ok().cloned().or_else(parents).map(Arc::new),
+    };
+    Some(Seen::Own(key, known, route.ok().map(Resource::Route)))
+}
+
+/// A ReferenceGrant.
+pub(super) fn reference_grant(object: &DynamicObject) -> Option<Seen> {
+    let key = ResourceKey { kind: Kind::ReferenceGrant, name: name(&object.metadata)? };
+    let grant = read(&gateway_document(&key, &object.data.get("spec").cloned().unwrap_or_default()));
+    Some(Seen::Core(key, grant))
+}
+
+fn gateway_document(key: &ResourceKey, spec: &Value) -> Value {
+    json!({
+        "apiVersion": format!("{GATEWAY_GROUP}/v1"), "kind": key.kind.as_str(),
+        "metadata": {"name": key.name.name, "namespace": key.name.namespace}, "spec": spec,
+    })
 }
 
 /// Reads a document by the rules that files are read by.
@@ -159,6 +201,35 @@ mod tests {
         assert!(resource.is_none());
         let error = object.error.expect("refused");
         assert!(error.contains("`rulez` in `spec` is not a field. Write `rules`."), "{error}");
+    }
+
+    #[test]
+    fn a_route_that_cannot_be_understood_still_names_its_parents() {
+        let seen = |spec: Value| {
+            let object = json!({
+                "apiVersion": "gateway.networking.k8s.io/v1", "kind": "HTTPRoute",
+                "metadata": {
+                    "name": "r", "namespace": "shop", "uid": "u", "generation": 2,
+                    "creationTimestamp": "2026-01-01T00:00:00Z", "labels": {"not a": "label!"},
+                },
+                "spec": spec, "status": {"parents": []},
+            });
+            match route(Kind::HttpRoute, &serde_json::from_value(object).expect("an object")) {
+                Some(Seen::Own(_, object, resource)) => (object, resource),
+                other => panic!("{other:?}"),
+            }
+        };
+        let parents = json!([{"group": "", "kind": "Service", "name": "stock"}]);
+        let (object, resource) = seen(json!({"parentRefs": parents}));
+        let Some(Resource::Route(read)) = resource else { panic!("good") };
+        assert_eq!((read.created, object.error, object.route.as_deref()), (1_767_225_600, None, Some(&read)));
+        let (object, resource) = seen(
+            json!({"parentRefs": parents, "rules": [{"matches": [{"path": {"type": "RegularExpression", "value": "("}}]}]}),
+        );
+        assert!(resource.is_none() && object.error.is_some_and(|error| error.contains("RE2")));
+        assert_eq!(object.route.expect("its parents").parents, read.parents);
+        let (object, _) = seen(json!({"parentRefs": 7}));
+        assert!(object.route.is_none() && object.error.is_some());
     }
 
     #[test]

@@ -1,12 +1,13 @@
-//! What is known of each of Weft's own objects in the API, for those who write its status.
+//! What is known of each object in the API whose status is Weft's, for those who write it: its own kinds, and routes.
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::watch;
+use weft_api::resource::Route;
 
 use crate::source::ResourceKey;
 
-/// All of Weft's own objects (policies and Workloads) that the API server has. Clones share one table.
+/// All policies, Workloads and routes that the API server has. Clones share one table.
 #[derive(Clone, Debug)]
 pub struct Objects {
     table: Arc<Mutex<BTreeMap<ResourceKey, Object>>>,
@@ -26,6 +27,8 @@ pub struct Object {
     pub content: Option<u64>,
     /// `status`, as it was read; null where there is none.
     pub status: serde_json::Value,
+    /// What a route says; where it cannot be used, its parents alone. `None`: not even these are known, or it is no route.
+    pub route: Option<Arc<Route>>,
 }
 
 impl Default for Objects {

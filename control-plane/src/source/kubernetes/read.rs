@@ -20,6 +20,8 @@ pub(super) struct Reader {
     objects: Objects,
     /// All that is there; true: seen since its kind's list began.
     known: BTreeMap<ResourceKey, bool>,
+    /// Kinds of the Gateway API that are served; `None`: that is not known yet.
+    served: Option<BTreeSet<Kind>>,
     /// Kinds that were listed whole at least once.
     listed: BTreeSet<Kind>,
     /// Changes that no batch told yet; the latest of each resource.
@@ -41,6 +43,7 @@ impl Reader {
             denied_now: None,
             objects,
             known: BTreeMap::new(),
+            served: None,
             listed: BTreeSet::new(),
             pending: BTreeMap::new(),
             errors: BTreeMap::new(),
@@ -66,14 +69,28 @@ impl Reader {
                 self.listed.insert(kind);
             }
             Told::Deleted(kind, name) => self.forget(&ResourceKey { kind, name }),
+            Told::Served(kinds) => {
+                for kind in self.served.take().iter().flatten().filter(|kind| !kinds.contains(kind)) {
+                    self.take(Told::ListBegins(*kind));
+                    self.take(Told::ListEnds(*kind));
+                    self.listed.remove(kind);
+                }
+                self.served = Some(kinds);
+            }
             Told::Failed(..) => {}
         }
+    }
+
+    /// Whether all that there is was listed whole at least once.
+    fn is_whole(&self) -> bool {
+        let Some(served) = &self.served else { return false };
+        KINDS.iter().chain(served).all(|kind| self.listed.contains(kind))
     }
 
     /// What changed since the last batch. `None`: nothing that matters.
     pub(super) fn batch(&mut self) -> Option<Batch> {
         let denied_unknown = self.denied.as_ref().is_some_and(DeniedFile::never_good);
-        let complete = KINDS.iter().all(|kind| self.listed.contains(kind)) && !denied_unknown;
+        let complete = self.is_whole() && !denied_unknown;
         let told = (complete, self.errors.clone());
         if self.pending.is_empty() && self.denied_now.is_none() && self.told.as_ref() == Some(&told) {
             return None;
@@ -223,6 +240,7 @@ mod tests {
     fn reader() -> Reader {
         let mut reader = Reader::new(Objects::default(), None);
         KINDS.iter().for_each(|kind| reader.take(Told::ListEnds(*kind)));
+        reader.take(Told::Served(BTreeSet::new()));
         reader
     }
 
@@ -249,6 +267,7 @@ mod tests {
             generation: 1,
             error: error.map(str::to_owned),
             content: None,
+            route: None,
             status: serde_json::Value::Null,
         }
     }
@@ -267,13 +286,39 @@ mod tests {
     #[test]
     fn nothing_is_complete_before_every_kind_was_listed() {
         let mut reader = Reader::new(Objects::default(), None);
-        for kind in KINDS {
+        let routes = BTreeSet::from([Kind::HttpRoute]);
+        for kind in KINDS.iter().chain(&routes) {
             assert!(!reader.batch().is_some_and(|batch| batch.complete), "before {kind:?}");
             reader.take(Told::ListBegins(*kind));
             reader.take(Told::ListEnds(*kind));
         }
+        assert!(!reader.batch().is_some_and(|batch| batch.complete), "before it is known what is served");
+        reader.take(Told::Served(routes));
         assert!(reader.batch().expect("news").complete);
         assert!(reader.batch().is_none(), "nothing more to tell");
+    }
+
+    #[test]
+    fn a_kind_that_is_served_no_more_takes_its_objects_with_it() {
+        let grant = |name: &str| {
+            let text = json!({
+                "apiVersion": "gateway.networking.k8s.io/v1", "kind": "ReferenceGrant",
+                "metadata": {"name": name, "namespace": "shop"}, "spec": {"from": [], "to": []},
+            });
+            let grant = parse_documents(&text.to_string()).pop().expect("one").expect("valid");
+            let key = ResourceKey { kind: Kind::ReferenceGrant, name: NamespacedName::new("shop", name) };
+            (key.clone(), Seen::Core(key, Ok(grant)))
+        };
+        let mut reader = reader();
+        assert!(reader.batch().expect("news").complete, "nobody waits for what is not there");
+        reader.take(Told::Served(BTreeSet::from([Kind::ReferenceGrant])));
+        let (key, seen) = grant("g");
+        reader.take(Told::Listed(seen));
+        reader.take(Told::ListEnds(Kind::ReferenceGrant));
+        assert_eq!(reader.batch().expect("news").events.len(), 1);
+        reader.take(Told::Served(BTreeSet::new()));
+        let batch = reader.batch().expect("news");
+        assert_eq!((batch.events, batch.complete), (vec![Event::Removed(key)], true));
     }
 
     #[test]

@@ -17,6 +17,7 @@ fn object(error: Option<&str>) -> Object {
         generation: 3,
         error: error.map(str::to_owned),
         content: None,
+        route: None,
         status: serde_json::Value::Null,
     }
 }
