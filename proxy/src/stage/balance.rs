@@ -37,6 +37,8 @@ const UNUSED: Duration = Duration::from_secs(300);
 type Port = (NamespacedName, u16, Option<Family>);
 /// The same by the address of a Service's snapshot.
 type Snapshot = (usize, u16, Option<Family>);
+/// Holds the snapshot, so that its address is not another's.
+type Resolved = (Arc<Service>, Rc<Destination>);
 
 /// All that one worker knows of the places it sends to.
 pub struct Balancer {
@@ -44,8 +46,7 @@ pub struct Balancer {
     workers: u32,
     targets: RefCell<HashMap<Endpoint, Rc<Target>>>,
     services: RefCell<HashMap<Port, Rc<Destination>>>,
-    /// The same by the snapshot of the Service (which keeps its address from being another's) and the port.
-    known: RefCell<HashMap<Snapshot, (Arc<Service>, Rc<Destination>)>>,
+    known: RefCell<HashMap<Snapshot, Resolved>>,
     addresses: RefCell<HashMap<Endpoint, Rc<Destination>>>,
 }
 
