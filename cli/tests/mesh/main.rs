@@ -1,6 +1,7 @@
 //! The mesh's promises, on real sockets in the lab. One file a group of promises.
 #![allow(missing_docs, unreachable_pub)]
 
+mod balancing;
 mod bytes;
 mod fixture;
 mod identity;
@@ -24,6 +25,7 @@ fn main() {
         identity::TESTS,
         policy::TESTS,
         resilience::TESTS,
+        balancing::TESTS,
         routing::TESTS,
         telemetry::TESTS,
     ];

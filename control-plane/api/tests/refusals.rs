@@ -176,7 +176,20 @@ fn a_core_resource_is_refused_for_what_the_mesh_reads_of_it() {
             "apiVersion: v1\nkind: Service\nmetadata:\n  name: a\n  annotations:\n    weft.dev/port-protocols: '{annotation}'\nspec: {{}}"
         )
     };
+    let set = |annotation: &str| {
+        format!(
+            "apiVersion: v1\nkind: Service\nmetadata:\n  name: a\n  annotations:\n    weft.dev/{annotation}\nspec: {{}}"
+        )
+    };
     let rows: &[(&str, usize, &str, &str)] = &[
+        (&set("request-timeout: '15'"), 6, "`15`, which is no time", "`500ms`, `15s` or `5m`, or `0s` for no limit"),
+        (&set("request-timeout: 25h"), 6, "`25h`, which is no time", "up to 24h"),
+        (&set("connect-timeout: 0s"), 6, "`0s`, which is no time", "`5m`."),
+        (&set("max-connections: '0'"), 6, "`0`, which is not in the range", "from 1 to 1000000"),
+        (&set("max-requests: '-1'"), 6, "`-1`", "from 1 to 1000000"),
+        (&set("max-pending-requests: many"), 6, "`many`", "from 1 to 1000000"),
+        (&set("retry-budget: 20%"), 6, "`20%`", "from 0 to 100"),
+        (&set("eject-after: '1001'"), 6, "`1001`", "from 0 to 1000"),
         (&service("{ports: [{}]}"), 4, "`spec.ports[0].port` is missing", "port"),
         (&service("{ports: [{port: 80}, {port: 80}]}"), 4, "repeats the TCP port 80", "once"),
         (&service("{ports: [{port: 80, targetPort: A_B}]}"), 4, "`A_B`", "such as `a-b`"),

@@ -8,6 +8,7 @@ use weft_api::resource::{
     Subject, Target, TargetPort, Workload, parse_documents,
 };
 use weft_api::workload::ProtocolHint::{self, Detect, Http1, Http2, Opaque};
+use weft_api::workload::Traffic;
 
 fn one(text: &str) -> Resource {
     let mut resources = parse_documents(text);
@@ -46,6 +47,34 @@ fn rate_limit(spec: &str) -> RateLimitPolicy {
 }
 fn labels(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
     pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
+}
+
+#[test]
+fn annotations_of_a_service_say_how_calls_to_it_are_carried() {
+    let service = |annotations: &str| {
+        let text =
+            format!("apiVersion: v1\nkind: Service\nmetadata: {{name: a, annotations: {{{annotations}}}}}\nspec: {{}}");
+        match parse_documents(&text).pop() {
+            Some(Ok(Resource::Service(service))) => service.traffic,
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(service(""), Traffic::DEFAULT);
+    let all = "weft.dev/request-timeout: 15s, weft.dev/idle-timeout: 1m, weft.dev/connect-timeout: 500ms, \
+               weft.dev/max-connections: '7', weft.dev/max-requests: '8', weft.dev/max-pending-requests: '9', \
+               weft.dev/retry-budget: '0', weft.dev/eject-after: '3', weft.dev/of-a-later-version: x";
+    let expected = Traffic {
+        request_timeout: Some(Duration::from_secs(15)),
+        idle_timeout: Some(Duration::from_secs(60)),
+        connect_timeout: Duration::from_millis(500),
+        max_connections: 7,
+        max_requests: 8,
+        max_pending: 9,
+        retry_budget: 0,
+        eject_after: 3,
+    };
+    assert_eq!(service(all), expected);
+    assert_eq!(service("weft.dev/request-timeout: 0s").request_timeout, None, "no limit, said aloud");
 }
 
 #[test]

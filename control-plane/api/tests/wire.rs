@@ -68,17 +68,36 @@ fn route() -> impl Strategy<Value = Arc<Route>> {
         Arc::new(Route { kind: route.kind, name, created, rules })
     })
 }
+/// The default, and settings that differ from it in all respects or in some.
+fn traffic() -> impl Strategy<Value = Traffic> {
+    let time = || (1..=86_400_000_u64).prop_map(Duration::from_millis);
+    let some = (option::of(time()), option::of(time()), time(), 1..=1_000_000_u32, 0..=100_u32, 0..=1_000_u32);
+    let some = some.prop_map(|(request_timeout, idle_timeout, connect_timeout, most, retry_budget, eject_after)| {
+        let (max_connections, max_requests, max_pending) = (most, most.div_ceil(2), most.div_ceil(3));
+        Traffic {
+            request_timeout,
+            idle_timeout,
+            connect_timeout,
+            max_connections,
+            max_requests,
+            max_pending,
+            retry_budget,
+            eject_after,
+        }
+    });
+    prop_oneof![Just(Traffic::DEFAULT), some]
+}
 fn services() -> impl Strategy<Value = BTreeMap<NamespacedName, Arc<Service>>> {
     let port =
         |port| {
             (hint(), vec(endpoint(), 0..3), vec(route(), 0..3))
                 .prop_map(move |(protocol, endpoints, routes)| ServicePort { port, protocol, endpoints, routes })
         };
-    let body = (vec(address(), 0..3), option::of(port(80)), option::of(port(81)));
+    let body = (vec(address(), 0..3), option::of(port(80)), option::of(port(81)), traffic());
     btree_map(name(), body, 0..5).prop_map(|services| {
-        let service = |(name, (addresses, first, second)): (NamespacedName, (_, Option<_>, Option<_>))| {
+        let service = |(name, (addresses, first, second, traffic)): (NamespacedName, (_, Option<_>, Option<_>, _))| {
             let ports = first.into_iter().chain(second).collect();
-            (name.clone(), Arc::new(Service { name, addresses, ports, traffic: Traffic::DEFAULT }))
+            (name.clone(), Arc::new(Service { name, addresses, ports, traffic }))
         };
         services.into_iter().map(service).collect()
     })

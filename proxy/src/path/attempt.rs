@@ -85,6 +85,7 @@ pub(super) async fn send(
 }
 
 /// What became of one attempt.
+#[expect(clippy::large_enum_variant, reason = "both hold a message: a box would cost each request")]
 enum Attempt {
     Answered(Response<Incoming>, Sender, Chosen),
     Failed {
@@ -115,7 +116,7 @@ async fn attempts(
             Attempt::Answered(response, sender, chosen) => return Ok((response, sender, chosen)),
             Attempt::Failed { whole, safe, answer, given } => (whole, safe, answer, given),
         };
-        let give_up = |given: Option<_>, answer| given.map_or(Err(answer), Ok);
+        let give_up = |given: Option<_>, answer| given.ok_or(answer);
         tried.add(&target);
         let again = whole.filter(|_| safe && record.retries < policy.attempts).and_then(begin);
         let Some(again) = again else {

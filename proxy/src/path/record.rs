@@ -192,7 +192,6 @@ struct Deadline {
     grpc: bool,
 }
 
-#[expect(clippy::large_enum_variant, reason = "nearly every body is the larger one: a box would cost each request")]
 enum Source {
     Local(Option<Bytes>),
     Upstream {

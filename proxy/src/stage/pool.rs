@@ -149,10 +149,10 @@ impl Pool {
         self.tunnels.close();
     }
 
-    /// Closes what was idle too long or is to be retired.
+    /// Closes what was idle too long or is to be retired, and what is more than may be.
     pub(super) fn sweep(&self, now: Instant) {
         self.tunnels.sweep(now);
-        self.idle.borrow_mut().retain(|idle| idle.usable(now));
+        self.idle.borrow_mut().retain(|idle| idle.usable(now) && !idle.connections.is_over());
         self.shared.borrow_mut().retain(|shared| {
             let unused = shared.active.get() == 0 && now.duration_since(shared.idle_since.get()) >= IDLE_TIMEOUT;
             shared.usable(now) && !unused

@@ -91,15 +91,26 @@ impl Drop for Counted {
 /// One worker's connections to a destination.
 #[derive(Debug, Default)]
 pub struct Connections {
+    most: Cell<u32>,
     open: Cell<u32>,
     waiting: Cell<u32>,
     freed: Notify,
 }
 
 impl Connections {
+    /// So many may be open.
+    pub(super) fn limit(&self, most: u32) {
+        self.most.set(most);
+    }
+
+    /// Whether more are open than may be: the limit was lowered.
+    pub(crate) fn is_over(&self) -> bool {
+        self.open.get() > self.most.get()
+    }
+
     /// Room for one more connection. `None`: there are as many as may be.
-    pub(super) fn open(self: &Rc<Self>, most: u32) -> Option<Open> {
-        if self.open.get() >= most {
+    pub(super) fn open(self: &Rc<Self>) -> Option<Open> {
+        if self.open.get() >= self.most.get() {
             return None;
         }
         self.open.set(self.open.get() + 1);
@@ -174,13 +185,16 @@ mod tests {
     #[test]
     fn who_waits_for_a_connection_is_woken_when_one_ends() {
         let connections = Rc::new(Connections::default());
-        let open = connections.open(1).expect("there is room");
-        assert!(connections.open(1).is_none());
+        connections.limit(1);
+        let open = connections.open().expect("there is room");
+        assert!(connections.open().is_none());
         let mut waiting = Box::pin(connections.freed());
         let mut context = std::task::Context::from_waker(std::task::Waker::noop());
         assert!(waiting.as_mut().poll(&mut context).is_pending());
         drop(open);
         assert!(waiting.as_mut().poll(&mut context).is_ready());
-        assert!(connections.open(1).is_some());
+        assert!(connections.open().is_some());
+        connections.limit(0);
+        assert!(!connections.is_over(), "what was open is closed");
     }
 }

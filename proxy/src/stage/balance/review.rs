@@ -3,8 +3,9 @@
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use super::Target;
+use super::destination::{Destination, Ejection, may_eject};
 use super::health::{Reason, Standing};
-use super::{Destination, Ejection, Target, may_eject};
 
 /// How often endpoints are compared.
 const INTERVAL: Duration = Duration::from_secs(1);

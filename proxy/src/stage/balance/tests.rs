@@ -1,4 +1,6 @@
 //! What the balancer promises, with a clock of the test's own.
+use std::cell::Cell;
+
 use weft_api::workload::{ProtocolHint, ServicePort};
 
 use super::health::RAMP;
