@@ -11,6 +11,7 @@ mod histogram;
 mod in_force;
 mod metrics;
 pub(super) mod policies;
+mod routes;
 mod workloads;
 
 /// Arguments of `weft get`.
@@ -31,6 +32,9 @@ enum What {
     /// Policies with their conditions, or those that are in force for a pod.
     #[command(visible_alias = "policy")]
     Policies(policies::PolicyArgs),
+    /// Routes of the Gateway API to Services, and how they fare there.
+    #[command(visible_alias = "route")]
+    Routes(routes::RouteArgs),
 }
 
 /// What every list takes.
@@ -96,6 +100,7 @@ pub(crate) fn main(args: &GetArgs) -> anyhow::Result<ExitCode> {
             What::Workloads(args) => workloads::run(args).await,
             What::Edges(args) => edges::run(args).await,
             What::Policies(args) => policies::run(args).await,
+            What::Routes(args) => routes::run(args).await,
         }
     })
 }

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use weft_loadtests::lab::testing::Test;
 
 use crate::fixture::{Cluster, eventually, get, meshed};
+use crate::operator::weft;
 
 pub const TESTS: &[Test] = &[
     ("routes_hold_once_the_cluster_has_their_kinds", routes_hold_once_the_cluster_has_their_kinds),
@@ -170,5 +171,9 @@ fn the_status_of_a_route_follows_its_services_and_grants() -> Result<()> {
     let cors = json!([{"filters": [{"type": "CORS", "cors": {"allowOrigins": ["*"]}}]}, {"backendRefs": [{"name": "near", "port": 80}]}]);
     cluster.api.apply(&route("HTTPRoute", "pages", &cors))?;
     until(&cluster, "httproute", "pages", &format!("{FINE} PartiallyInvalid=True:UnsupportedValue"))?;
+    let (list, code) = weft(&cluster, "get routes -n shop")?;
+    let row = &list["items"][0];
+    ensure!(code == 0 && row["service"] == "shop/stock" && row["accepted"] == "True", "{list:#}");
+    ensure!(row["message"].as_str().is_some_and(|message| message.starts_with("Dropped Rule")), "{list:#}");
     Ok(())
 }
