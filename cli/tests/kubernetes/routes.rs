@@ -121,7 +121,8 @@ fn the_status_of_a_route_follows_its_services_and_grants() -> Result<()> {
     let rules = json!([{"backendRefs": [{"name": "archive", "namespace": "attic", "port": 80}]}]);
     cluster.api.apply(&route("HTTPRoute", "pages", &rules))?;
     let foreign = json!({
-        "parentRef": {"name": "edge"}, "controllerName": "example.org/gateway",
+        "parentRef": {"group": "gateway.networking.k8s.io", "kind": "Gateway", "name": "edge"},
+        "controllerName": "example.org/gateway",
         "conditions": [{
             "type": "Accepted", "status": "True", "reason": "Accepted", "message": "",
             "lastTransitionTime": "2026-01-01T00:00:00Z", "observedGeneration": 1,

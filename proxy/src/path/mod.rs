@@ -1,6 +1,7 @@
 //! How a connection travels. READ FIRST: [`inbound`] (network to application), [`outbound`] (application to network),
 //! [`http`] and [`send`], the per-request stack that both share.
 mod attempt;
+mod exact;
 pub mod http;
 pub mod inbound;
 mod limits;
@@ -17,7 +18,7 @@ use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
@@ -64,6 +65,8 @@ pub struct Worker {
     pub own_ports: [u16; 3],
     /// Addresses to which anything is forwarded.
     pub local: LocalAddresses,
+    /// How long a request's body may not come, or an answer not be taken; `None`: for ever.
+    pub stall: Option<Duration>,
     /// Connections open in the whole sidecar.
     pub open: Arc<AtomicUsize>,
 }
