@@ -35,6 +35,7 @@ pub(crate) fn config(view: Option<&MeshView>, identity: Option<&Identity>) -> Va
                     "ports": service.ports.iter().map(|port| json!({
                         "port": port.port,
                         "protocol": format!("{:?}", port.protocol).to_lowercase(),
+                        "routes": port.routes.iter().map(|route| route.name.to_string()).collect::<Vec<_>>(),
                         "endpoints": port.endpoints.iter().map(|endpoint| json!({
                             "address": endpoint.address,
                             "workload": endpoint.workload,

@@ -5,7 +5,8 @@
 //!    authorize → rate limit → forward → record.
 //! 2. [`path::outbound`]: application to network. accept → original destination → route → detect → balance → originate
 //!    mTLS → forward → record.
-//! 3. [`path::http`] and [`path::send`]: what both do with each HTTP request.
+//! 3. [`path::http`] and [`path::send`]: what both do with each HTTP request; `path/routed.rs`: what outbound does where
+//!    routes decide.
 //!
 //! The steps are in [`stage`], one file each. [`feed`] brings what changes while we run; [`telemetry`] tells what happened;
 //! [`redirect`] writes the rules that bring connections here; [`probe`] asks the application what the kubelet wants to

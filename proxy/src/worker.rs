@@ -7,8 +7,9 @@ use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpStream};
+use tokio::runtime::LocalOptions;
 use tokio::sync::watch;
-use tokio::task::{LocalSet, spawn_local};
+use tokio::task::spawn_local;
 
 use crate::path::{Mirrors, Phase, Worker, inbound, outbound};
 use crate::stage::accept::{self, Room};
@@ -50,8 +51,8 @@ pub(crate) struct Parts {
 
 /// Runs until `stop` turns true.
 pub(crate) fn run(parts: Parts, stop: watch::Receiver<bool>) -> std::io::Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    LocalSet::new().block_on(&runtime, serve(parts, stop))
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build_local(LocalOptions::default())?;
+    runtime.block_on(serve(parts, stop))
 }
 
 async fn serve(parts: Parts, mut stop: watch::Receiver<bool>) -> std::io::Result<()> {

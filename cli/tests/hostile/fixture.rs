@@ -92,8 +92,10 @@ impl Bench {
 
     pub fn with(name: &str, change: impl FnOnce(&mut MeshOptions)) -> Result<Self> {
         let mut options = MeshOptions::new(WEFT);
-        options.proxy_arguments.extend(["--stall-timeout".into(), format!("{}s", STALL.as_secs())]);
         change(&mut options);
+        if !options.proxy_arguments.iter().any(|argument| argument == "--stall-timeout") {
+            options.proxy_arguments.extend(["--stall-timeout".into(), format!("{}s", STALL.as_secs())]);
+        }
         let mesh = Mesh::start(name, options)?;
         mesh.write("server.yaml", SERVER)?;
         let attacker = mesh.lab.pod(PodSpec::new("attacker"))?;
@@ -214,6 +216,17 @@ impl Bench {
         ensure!(sidecar.try_wait().is_none(), "the sidecar has ended: {}", sidecar.stderr());
         ensure!(sidecar.count_lines(|line| line.contains("panicked")) == 0, "it panicked: {}", sidecar.stderr());
         Ok(())
+    }
+
+    /// A client that shows no certificate.
+    pub fn without_certificate(&self, alpn: &[u8]) -> Arc<rustls::ClientConfig> {
+        weft_certs::install_crypto_provider();
+        let mut config = rustls::ClientConfig::builder_with_protocol_versions(&[&rustls::version::TLS13])
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(AnyServer))
+            .with_no_client_auth();
+        config.alpn_protocols = vec![alpn.to_vec()];
+        Arc::new(config)
     }
 
     /// Resident memory of the server's sidecar, in bytes.

@@ -6,11 +6,17 @@
 //! saw what it should. `every_row_has_a_case` fails when a row is lost.
 #![allow(missing_docs, unreachable_pub)]
 
+mod admin;
+mod capture;
 mod coverage;
 mod fixture;
+mod frames;
 mod framing;
+mod handshakes;
+mod limits;
 mod recorder;
 mod semantics;
+mod upstreams;
 mod wire;
 
 use weft_loadtests::lab::testing::{self, Test};
@@ -18,7 +24,17 @@ use weft_loadtests::lab::testing::{self, Test};
 fn main() {
     // Before any thread: the lab runs this program again for its own duties.
     weft_loadtests::lab::init();
-    let groups = [coverage::TESTS, semantics::TESTS, framing::TESTS];
+    let groups = [
+        coverage::TESTS,
+        semantics::TESTS,
+        framing::TESTS,
+        frames::TESTS,
+        upstreams::TESTS,
+        handshakes::TESTS,
+        capture::TESTS,
+        admin::TESTS,
+        limits::TESTS,
+    ];
     let tests: Vec<Test> = groups.concat();
     testing::main(&tests);
 }

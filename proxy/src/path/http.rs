@@ -20,6 +20,7 @@ use crate::stage::connect::HttpVersion;
 use crate::stage::http1_guard::Http1Guard;
 use crate::stage::http2_guard::Http2Guard;
 use crate::stage::http2_streams::Streams;
+use crate::stage::quiet::Quiet;
 use crate::stage::tls::Lifetime;
 use crate::stage::transport::Stream;
 use crate::stage::{accept, body};
@@ -30,8 +31,6 @@ pub(crate) const FORWARDED_CLIENT_CERT: HeaderName = HeaderName::from_static("x-
 /// A connection without a request for this long is closed; also bounds a header section. Longer than clients keep idle
 /// connections, so that none is closed under a request.
 pub(crate) const IDLE_TIMEOUT: Duration = Duration::from_secs(120);
-/// Most header fields of a request.
-const MOST_HEADERS: usize = 100;
 /// Streams that one HTTP/2 connection may have open.
 const MOST_STREAMS: u32 = 250;
 /// Streams of one HTTP/2 connection that we may reset for a fault of the other side before it is ended.
@@ -90,7 +89,8 @@ where
         }
         let switches = upgrade_of(request.headers(), request.version()).is_some();
         heard.switches(switches);
-        let answer = handler(request);
+        // Boxed where it begins: hyper keeps room for it with every connection, and moves it there.
+        let answer = Box::pin(handler(request));
         async move {
             let mut answer = answer.await;
             // What follows a request to switch was not looked at: it is another protocol's, or nobody's.
@@ -104,7 +104,8 @@ where
         .timer(TokioTimer::new())
         .header_read_timeout(IDLE_TIMEOUT)
         .max_buf_size(body::HTTP1_BUFFER)
-        .max_headers(MOST_HEADERS)
+        .max_header_size(body::HTTP1_BUFFER)
+        // At most 100 header fields, hyper's default: set to the same, it would fill a table for each request.
         .half_close(true)
         .auto_date_header(false)
         .serve_connection(TokioIo::new(guard), service)
@@ -112,8 +113,9 @@ where
     tokio::pin!(connection);
     let served = async {
         tokio::select! {
+            biased;
             done = connection.as_mut() => return done,
-            () = told_to_leave(worker, lifetime) => closing.set(),
+            () = Quiet::new(told_to_leave(worker, lifetime)) => closing.set(),
         }
         tokio::select! {
             done = connection.as_mut() => return done,
@@ -141,7 +143,7 @@ where
     let opening = streams.clone();
     let service = service_fn(move |request| {
         let stall = opening.open();
-        let answer = handler(request);
+        let answer = Box::pin(handler(request));
         async move { unless_reset(answer.await).map(|answer| answer.map(|body| stall.follow(body))) }
     });
     let connection = http2::Builder::new(streams)
@@ -160,9 +162,10 @@ where
     tokio::pin!(connection);
     let served = async {
         tokio::select! {
+            biased;
             done = connection.as_mut() => return done,
             // GOAWAY is sent twice (RFC 9113 section 6.8): no stream on its way is lost.
-            () = told_to_leave(worker, lifetime) => connection.as_mut().graceful_shutdown(),
+            () = Quiet::new(told_to_leave(worker, lifetime)) => connection.as_mut().graceful_shutdown(),
         }
         tokio::select! {
             done = connection.as_mut() => done,

@@ -225,17 +225,17 @@ fn refused(worker: &Worker, reason: &'static str, detail: Option<&str>, peer: So
 }
 
 /// A connection on its way to the application.
-struct Connection {
-    worker: Rc<Worker>,
-    identity: Arc<Identity>,
-    ends: Ends,
-    caller: Caller,
-    client_cert: Option<HeaderValue>,
-    target: SocketAddr,
-    application: Rc<Destination>,
-    peer: SocketAddr,
-    lifetime: Lifetime,
-    closing: Closing,
+pub(super) struct Connection {
+    pub(super) worker: Rc<Worker>,
+    pub(super) identity: Arc<Identity>,
+    pub(super) ends: Ends,
+    pub(super) caller: Caller,
+    pub(super) client_cert: Option<HeaderValue>,
+    pub(super) target: SocketAddr,
+    pub(super) application: Rc<Destination>,
+    pub(super) peer: SocketAddr,
+    pub(super) lifetime: Lifetime,
+    pub(super) closing: Closing,
 }
 
 impl Connection {
@@ -461,13 +461,13 @@ impl Connection {
         taken.inspect_err(|limited| telemetry.rate_limit(true, &limited.policy, &limited.limit))
     }
 
-    async fn http(self: Rc<Self>, stream: Stream, version: HttpVersion) {
+    pub(super) async fn http(self: Rc<Self>, stream: Stream, version: HttpVersion) {
         let (worker, closing) = (Rc::clone(&self.worker), self.closing.clone());
         let (lifetime, peer) = (self.lifetime, self.peer);
         let ends = RequestEnds::new(self.ends.clone());
         let handler = move |request: Request<Incoming>| {
-            let (connection, ends) = (Rc::clone(&self), ends.of(&request));
-            async move { connection.request(request, ends).await }
+            let ends = ends.of(&request);
+            Rc::clone(&self).request(request, ends)
         };
         if let Err(Broken { label, error }) = serve(&worker, stream, version, lifetime, closing, handler).await {
             tracing::debug!(%error, "inbound connection ended");
@@ -478,7 +478,11 @@ impl Connection {
     }
 
     /// One request: read unambiguously, judged, limited, forwarded.
-    async fn request(self: Rc<Self>, mut request: Request<Incoming>, ends: Rc<Ends>) -> Response<ResponseBody> {
+    pub(super) async fn request(
+        self: Rc<Self>,
+        mut request: Request<Incoming>,
+        ends: Rc<Ends>,
+    ) -> Response<ResponseBody> {
         let grpc = respond::is_grpc(request.headers());
         let host = host_of(&request);
         let mut record = Record::new(
@@ -570,10 +574,10 @@ impl Connection {
     /// Replaces what the caller may have claimed about itself with what its certificate proves.
     fn tell_application(&self, request: &mut Request<Incoming>) {
         let headers = request.headers_mut();
-        headers.remove(FORWARDED_CLIENT_CERT);
         headers.remove(FORWARDED_CLIENT_CERT_UNDERSCORED);
-        if let Some(value) = &self.client_cert {
-            headers.insert(FORWARDED_CLIENT_CERT, value.clone());
-        }
+        match &self.client_cert {
+            Some(value) => headers.insert(FORWARDED_CLIENT_CERT, value.clone()),
+            None => headers.remove(FORWARDED_CLIENT_CERT),
+        };
     }
 }

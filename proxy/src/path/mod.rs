@@ -1,5 +1,7 @@
 //! How a connection travels. READ FIRST: [`inbound`] (network to application), [`outbound`] (application to network),
 //! [`http`] and [`send`], the per-request stack that both share.
+#[cfg(test)]
+mod allocations;
 mod attempt;
 mod exact;
 pub mod http;
@@ -11,6 +13,8 @@ mod record;
 mod respond;
 mod routed;
 pub mod send;
+#[cfg(test)]
+mod sizes;
 
 pub use mirror::Mirrors;
 

@@ -110,12 +110,12 @@ async fn keep(mut tunnel: Tunnel, lifetime: Lifetime, chosen: Chosen) {
 }
 
 /// A connection on its way out.
-struct Connection {
-    worker: Rc<Worker>,
-    ends: Ends,
-    original: OriginalDst,
-    peer: SocketAddr,
-    closing: Closing,
+pub(super) struct Connection {
+    pub(super) worker: Rc<Worker>,
+    pub(super) ends: Ends,
+    pub(super) original: OriginalDst,
+    pub(super) peer: SocketAddr,
+    pub(super) closing: Closing,
 }
 
 /// The server's side of a byte stream, secured if the endpoint has an identity.
@@ -367,12 +367,12 @@ impl Connection {
         }
     }
 
-    async fn http(self: Rc<Self>, stream: Stream, version: HttpVersion) {
+    pub(super) async fn http(self: Rc<Self>, stream: Stream, version: HttpVersion) {
         let (worker, closing, peer) = (Rc::clone(&self.worker), self.closing.clone(), self.peer);
         let ends = RequestEnds::new(self.ends.clone());
         let handler = move |request: Request<Incoming>| {
-            let (connection, ends) = (Rc::clone(&self), ends.of(&request));
-            async move { connection.request(request, ends).await }
+            let ends = ends.of(&request);
+            Rc::clone(&self).request(request, ends)
         };
         let served = serve(&worker, stream, version, Lifetime::unbounded(), closing, handler).await;
         if let Err(Broken { label, error }) = served {
@@ -384,7 +384,7 @@ impl Connection {
     }
 
     /// One request, to whichever endpoint is less loaded now.
-    async fn request(self: Rc<Self>, request: Request<Incoming>, ends: Rc<Ends>) -> Response<ResponseBody> {
+    pub(super) async fn request(self: Rc<Self>, request: Request<Incoming>, ends: Rc<Ends>) -> Response<ResponseBody> {
         let grpc = respond::is_grpc(request.headers());
         let host = host_of(&request);
         let mut record = Record::new(

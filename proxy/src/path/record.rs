@@ -44,7 +44,8 @@ impl Ending {
     }
 }
 
-/// A request under way. Reported when its answer was sent, or when it is dropped.
+/// A request under way. Reported when its answer was sent, or when it is dropped. Boxed: it moves along with the answer's
+/// body, from hand to hand.
 pub(crate) struct Record {
     pub(crate) worker: Rc<Worker>,
     pub(crate) ends: Rc<Ends>,
@@ -73,8 +74,14 @@ pub(crate) struct Record {
 }
 
 impl Record {
-    pub(crate) fn new(worker: Rc<Worker>, ends: Rc<Ends>, method: Method, uri: Uri, host: Option<HeaderValue>) -> Self {
-        Self {
+    pub(crate) fn new(
+        worker: Rc<Worker>,
+        ends: Rc<Ends>,
+        method: Method,
+        uri: Uri,
+        host: Option<HeaderValue>,
+    ) -> Box<Self> {
+        Box::new(Self {
             worker,
             ends,
             method,
@@ -95,7 +102,7 @@ impl Record {
             retries: 0,
             target: None,
             complete: false,
-        }
+        })
     }
 
     /// Notes the endpoint that is called. The connection that the request came on may be older than it.
@@ -108,7 +115,7 @@ impl Record {
     }
 
     /// Notes what the answer says, and lets its body report the end.
-    pub(crate) fn answer(mut self, response: Response<ResponseBody>) -> Response<ResponseBody> {
+    pub(crate) fn answer(mut self: Box<Self>, response: Response<ResponseBody>) -> Response<ResponseBody> {
         self.status = response.status().as_u16();
         self.grpc_status = grpc_status_of(response.headers());
         self.answered = Some(Instant::now());
@@ -174,7 +181,7 @@ fn grpc_status_of(headers: &HeaderMap) -> Option<u16> {
 /// The body of an answer on its way to the caller.
 pub(crate) struct ResponseBody {
     source: Source,
-    pub(crate) record: Option<Record>,
+    pub(crate) record: Option<Box<Record>>,
     deadline: Option<Deadline>,
 }
 

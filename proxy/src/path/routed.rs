@@ -73,7 +73,7 @@ pub(crate) async fn request(
     hop: Hop<'_>,
     _permit: Permit,
     mut request: Request<Incoming>,
-    mut record: Record,
+    mut record: Box<Record>,
 ) -> Response<ResponseBody> {
     let (version, grpc) = (request.version(), respond::is_grpc(request.headers()));
     let upgrade = upgrade_of(request.headers(), version);
@@ -81,7 +81,7 @@ pub(crate) async fn request(
     let caller_side = switches.then(|| hyper::upgrade::on(&mut request));
     let (uri, host) = (record.uri.clone(), record.host.clone());
     let (mut head, body) = request.into_parts();
-    let refuse = |mut record: Record, answer: Answer| {
+    let refuse = |mut record: Box<Record>, answer: Answer| {
         record.ending = Ending::Failed(answer.label);
         leave(hop.closing, record.answer(answer.into_response(grpc)))
     };

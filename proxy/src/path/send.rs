@@ -26,6 +26,13 @@ use crate::stage::tls::Lifetime;
 
 /// Removes what concerns one connection only (RFC 9110 section 7.6.1), keeping `te: trailers` and the framing.
 pub(crate) fn strip_hop_by_hop(headers: &mut HeaderMap) {
+    // Most requests have none of them: one look at the names instead of a search for each.
+    let concerned = |name: &HeaderName| {
+        matches!(name.as_str(), "connection" | "upgrade" | "keep-alive" | "proxy-connection" | "http2-settings" | "te")
+    };
+    if !headers.keys().any(concerned) {
+        return;
+    }
     const FIXED: [HeaderName; 4] = [
         UPGRADE,
         HeaderName::from_static("keep-alive"),
@@ -74,7 +81,7 @@ pub(crate) async fn forward(
     to: Forwarding<'_>,
     _permit: Permit,
     mut request: Request<Incoming>,
-    mut record: Record,
+    mut record: Box<Record>,
 ) -> Response<ResponseBody> {
     let grpc = respond::is_grpc(request.headers());
     let version = if request.version() == Version::HTTP_2 { HttpVersion::Http2 } else { HttpVersion::Http1 };
@@ -143,7 +150,7 @@ pub(crate) fn finish(
     sent: Sent,
     caller_side: Option<OnUpgrade>,
     grpc: bool,
-    mut record: Record,
+    mut record: Box<Record>,
 ) -> Response<ResponseBody> {
     let response = match (sent, caller_side) {
         (Ok((response, sender, chosen)), Some(caller_side)) if has_switched(&response) => {

@@ -6,6 +6,10 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::header::{
+    AUTHORIZATION, CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, COOKIE, EXPECT, HOST,
+    HeaderName, PROXY_AUTHORIZATION, TE, TRAILER, TRANSFER_ENCODING,
+};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use tokio::time::{Instant, Sleep};
@@ -174,7 +178,7 @@ impl Body for Arriving {
                     Some(Err(_)) => progress.failure.set(Some(Failure::Broken)),
                     None => {}
                 }
-                Poll::Ready(frame.map(|frame| frame.map_err(BodyError::from)))
+                Poll::Ready(frame.map(|frame| frame.map(without_forbidden_trailers).map_err(BodyError::from)))
             }
         }
     }
@@ -185,6 +189,37 @@ impl Body for Arriving {
 
     fn size_hint(&self) -> SizeHint {
         self.inner.size_hint()
+    }
+}
+
+/// Fields that must not come after a body: who merges trailers into the header section would take them for what was
+/// judged (RFC 9110 section 6.5.1).
+const NO_TRAILERS: [HeaderName; 14] = [
+    HOST,
+    CONTENT_LENGTH,
+    TRANSFER_ENCODING,
+    TRAILER,
+    TE,
+    CONNECTION,
+    EXPECT,
+    AUTHORIZATION,
+    PROXY_AUTHORIZATION,
+    COOKIE,
+    CONTENT_TYPE,
+    CONTENT_ENCODING,
+    CONTENT_RANGE,
+    HeaderName::from_static("x-forwarded-client-cert"),
+];
+
+fn without_forbidden_trailers(frame: Frame<Bytes>) -> Frame<Bytes> {
+    match frame.into_trailers() {
+        Err(frame) => frame,
+        Ok(mut trailers) => {
+            for name in &NO_TRAILERS {
+                trailers.remove(name);
+            }
+            Frame::trailers(trailers)
+        }
     }
 }
 

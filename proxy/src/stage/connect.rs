@@ -20,6 +20,7 @@ use weft_certs::{ExpectedServer, SpiffeId, Svid};
 use super::balance::{Destination, Full, Open, Target};
 use super::body::RequestBody;
 use super::pool::{STREAMS_AT_FIRST, Sender};
+use super::quiet::Quiet;
 use super::tls::{self, Carries, HandshakeError, Lifetime};
 use super::transport::{Stream, Transport};
 use super::tunnel::Tunnel;
@@ -211,9 +212,10 @@ impl Upstreams {
             return Ok(kept);
         }
         let _pending = destination.wait().map_err(ConnectError::Full)?;
+        // Boxed: a request on a kept connection does not carry the room that a handshake needs.
         match version {
-            HttpVersion::Http1 => self.new_http1(destination, target, identity).await,
-            HttpVersion::Http2 => self.new_http2(destination, target, identity).await,
+            HttpVersion::Http1 => Box::pin(self.new_http1(destination, target, identity)).await,
+            HttpVersion::Http2 => Box::pin(self.new_http2(destination, target, identity)).await,
         }
     }
 
@@ -322,6 +324,7 @@ async fn start_http1(
 ) -> Result<http1::SendRequest<RequestBody>, ConnectError> {
     let (sender, connection) = http1::Builder::new()
         .max_buf_size(super::body::HTTP1_BUFFER)
+        .max_header_size(super::body::HTTP1_BUFFER)
         .handshake(TokioIo::new(stream))
         .await
         .map_err(|error| ConnectError::Http(address, error))?;
@@ -362,9 +365,13 @@ async fn start_http2(
 }
 
 async fn run_until(end: Instant, connection: impl Future<Output = hyper::Result<()>>, _open: Open) {
-    match tokio::time::timeout_at(end.into(), connection).await {
-        Ok(Ok(())) => {}
-        Ok(Err(error)) => tracing::debug!(%error, "upstream connection ended"),
-        Err(_) => tracing::debug!("upstream connection reached the end of its certificate"),
+    tokio::select! {
+        biased;
+        done = connection => if let Err(error) = done {
+            tracing::debug!(%error, "upstream connection ended");
+        },
+        () = Quiet::new(tokio::time::sleep_until(end.into())) => {
+            tracing::debug!("upstream connection reached the end of its certificate");
+        }
     }
 }

@@ -16,6 +16,7 @@ pub mod http2_guard;
 pub mod http2_streams;
 pub mod policy;
 pub mod pool;
+pub(crate) mod quiet;
 pub mod rate_limit;
 pub mod route;
 pub mod routes;

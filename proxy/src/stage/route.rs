@@ -262,6 +262,33 @@ mod tests {
     }
 
     #[test]
+    fn routes_are_not_made_ready_again_when_only_endpoints_change() {
+        let route = |name: &str| {
+            let name = NamespacedName::new("shop", name);
+            let rules = vec![weft_api::routing::Rule::default()];
+            Arc::new(weft_api::routing::Route { kind: weft_api::routing::RouteKind::Http, name, created: 0, rules })
+        };
+        let service = |routes: [Vec<Arc<weft_api::routing::Route>>; 2], endpoints: Vec<Endpoint>| {
+            let port = |(number, routes)| ServicePort {
+                port: number,
+                protocol: ProtocolHint::Http1,
+                endpoints: endpoints.clone(),
+                routes,
+            };
+            let ports = (80..).zip(routes).map(port).collect();
+            let name = NamespacedName::new("shop", "users");
+            Service { name, addresses: Vec::new(), ports, traffic: Default::default() }
+        };
+        let before = ready_routes(&service([vec![route("a")], Vec::new()], Vec::new()), &[]);
+        let endpoint = Endpoint { address: ([10, 0, 0, 1], 8080).into(), workload: "users-1".into(), identity: None };
+        // Told anew, equal, and at another port.
+        let after = ready_routes(&service([vec![route("b")], vec![route("a")]], vec![endpoint]), &before);
+        let [Some(a), None] = &before[..] else { panic!("{before:?}") };
+        let [Some(b), Some(moved)] = &after[..] else { panic!("{after:?}") };
+        assert!(Arc::ptr_eq(a, moved) && !Arc::ptr_eq(a, b));
+    }
+
+    #[test]
     fn an_address_of_a_service_leads_to_endpoints_of_its_family() {
         let rows: [(&[&str], bool, &[&str]); 5] = [
             (&["10.0.0.1:8", "[fd00::1]:8"], true, &["10.0.0.1:8"]),

@@ -66,8 +66,10 @@ pub(super) fn start(weft: &Path, proxy_arguments: &[String]) -> Result<Pair> {
     options.proxy_arguments = proxy_arguments.to_vec();
     let mesh = Mesh::start("weft", options)?;
     mesh.write("bench.yaml", RESOURCES)?;
-    let mut server = mesh.pod(WorkloadSpec::new("server-1", "server"))?;
-    let mut client = mesh.pod(WorkloadSpec::new("client-1", "client"))?;
+    // One family, as the other peers use.
+    let spec = |name, app, address: [u8; 4]| WorkloadSpec::new(name, app).address(Ipv4Addr::from(address));
+    let mut server = mesh.pod(spec("server-1", "server", [10, 77, 1, 2]))?;
+    let mut client = mesh.pod(spec("client-1", "client", [10, 77, 1, 1]))?;
     let view = |pod| get(pod, (Ipv4Addr::LOCALHOST, ADMIN_PORT).into(), "/config");
     eventually("the sidecars know the Service and its policies", Duration::from_secs(10), || {
         let (_, of_server) = view(&server.pod)?;
