@@ -30,7 +30,7 @@ use crate::telemetry::{Ends, Protocol};
 pub(crate) const FORWARDED_CLIENT_CERT: HeaderName = HeaderName::from_static("x-forwarded-client-cert");
 /// A connection without a request for this long is closed; also bounds a header section. Longer than clients keep idle
 /// connections, so that none is closed under a request.
-const IDLE_TIMEOUT: Duration = Duration::from_secs(120);
+pub(crate) const IDLE_TIMEOUT: Duration = Duration::from_secs(120);
 /// Streams that one HTTP/2 connection may have open.
 const MOST_STREAMS: u32 = 250;
 /// Streams of one HTTP/2 connection that we may reset for a fault of the other side before it is ended.

@@ -15,7 +15,7 @@ use weft_api::workload::{Endpoint, ProtocolHint};
 
 use super::attempt::SendPolicy;
 use super::exact::host_of;
-use super::http::{Broken, RequestEnds, leave, serve};
+use super::http::{Broken, IDLE_TIMEOUT, RequestEnds, idle_must_close, leave, serve};
 use super::record::{Ending, Record, ResponseBody};
 use super::respond;
 use super::routed::{self, Hop};
@@ -144,8 +144,11 @@ impl Connection {
     async fn to_mesh(self: Rc<Self>, mut stream: TcpStream, route: &Route) {
         let mut seen = BytesMut::new();
         let detected = match route.protocol() {
-            ProtocolHint::Http1 => Detected::Http1,
-            ProtocolHint::Http2 => Detected::Http2,
+            // Declared to be HTTP: the client says which. Many a port for gRPC is called `http`.
+            ProtocolHint::Http1 | ProtocolHint::Http2 => {
+                let Some(version) = self.declared_http(&mut stream, &mut seen).await else { return };
+                version
+            }
             ProtocolHint::Opaque => Detected::Opaque,
             ProtocolHint::Detect if self.worker.server_first.contains(self.original.0) => {
                 return Box::pin(self.undecided(stream, seen, route)).await;
@@ -166,6 +169,14 @@ impl Connection {
                 let server = Box::pin(self.open(route, false)).await;
                 Box::pin(self.bytes(stream, server, route)).await;
             }
+        }
+    }
+
+    /// The version of HTTP that the client begins with. `None`: it said nothing, and the connection ends.
+    async fn declared_http(&self, stream: &mut TcpStream, seen: &mut BytesMut) -> Option<Detected> {
+        tokio::select! {
+            version = tokio::time::timeout(IDLE_TIMEOUT, detect::http_version(stream, seen)) => version.ok()?.ok(),
+            () = idle_must_close(&self.worker, Lifetime::unbounded()) => None,
         }
     }
 

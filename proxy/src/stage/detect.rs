@@ -87,6 +87,23 @@ pub async fn first_bytes<S: AsyncRead + Unpin>(
     }
 }
 
+/// Reads until it is clear whether HTTP/2 begins; all that is not its preface is HTTP/1's, to be served or refused. For
+/// streams that are known to be HTTP. Cancel-safe: what was read is in `seen`.
+pub async fn http_version<S: AsyncRead + Unpin>(stream: &mut S, seen: &mut BytesMut) -> io::Result<Detected> {
+    loop {
+        let compared = seen.len().min(H2_PREFACE.len());
+        if seen[..compared] != H2_PREFACE[..compared] {
+            return Ok(Detected::Http1);
+        }
+        if compared == H2_PREFACE.len() {
+            return Ok(Detected::Http2);
+        }
+        if stream.read_buf(seen).await? == 0 {
+            return Ok(Detected::Http1);
+        }
+    }
+}
+
 /// How long is waited for the rest of what may be a request line, where bytes would be let pass too.
 pub const STALL: Duration = Duration::from_millis(50);
 
@@ -218,6 +235,32 @@ mod tests {
         let mut all = Vec::new();
         Rewound::new(seen, server).read_to_end(&mut all).await.expect("readable");
         assert_eq!(all, b"GET / HTTP/1.1\r\n\r\n");
+    }
+
+    #[tokio::test]
+    async fn of_what_is_known_to_be_http_the_preface_alone_is_http2() {
+        let rows: &[(&[&[u8]], Detected)] = &[
+            (&[b"GET / HTTP/1.1\r\n"], Detected::Http1),
+            (&[b"P", b"OST / HTTP/1.1\r\n"], Detected::Http1),
+            (&[b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0"], Detected::Http2),
+            (&[b"PRI * HTTP/2.0\r\n", b"\r\nSM\r\n\r\n"], Detected::Http2),
+            (&[b"PRI * HTTP/2.0\r\n"], Detected::Http1),
+            (&[b"\x16\x03\x01"], Detected::Http1),
+            (&[], Detected::Http1),
+        ];
+        for (pieces, expected) in rows {
+            let (mut client, mut server) = tokio::io::duplex(64);
+            let say = async move {
+                for piece in *pieces {
+                    tokio::io::AsyncWriteExt::write_all(&mut client, piece).await.expect("duplex is open");
+                    tokio::task::yield_now().await;
+                }
+            };
+            let mut seen = BytesMut::new();
+            let ((), version) = tokio::join!(say, http_version(&mut server, &mut seen));
+            assert_eq!(version.expect("readable"), *expected, "{pieces:?}");
+            assert!(pieces.concat().starts_with(&seen), "what was read is kept: {seen:?}");
+        }
     }
 
     #[tokio::test(start_paused = true)]

@@ -92,12 +92,20 @@ fn is_watched(
     watches.get(&kind).is_some_and(|(version, watch)| served.get(&kind) == Some(version) && !watch.is_finished())
 }
 
-/// Which kinds the API server has, each in the best version.
+/// Which kinds the API server has, each in the best version. It is asked for its groups first: to ask for what it lacks
+/// would leave a warning in the log each time, for as long as a cluster has no Gateway API.
 async fn served(client: &Client) -> Result<BTreeMap<Kind, &'static str>, kube::Error> {
+    let groups = client.list_api_groups().await?.groups;
+    let group = groups.into_iter().find(|group| group.name == GATEWAY_GROUP);
+    let versions = group.map(|group| group.versions).unwrap_or_default();
     let mut served = BTreeMap::new();
     for version in ["v1", "v1beta1"] {
+        if !versions.iter().any(|there| there.version == version) {
+            continue;
+        }
         let resources = match client.list_api_group_resources(&format!("{GATEWAY_GROUP}/{version}")).await {
             Ok(list) => list.resources,
+            // Gone since.
             Err(kube::Error::Api(refused)) if refused.code == 404 => continue,
             Err(fault) => return Err(fault),
         };
