@@ -138,7 +138,7 @@ const RULES: &[Rule] = &[
     Rule {
         what: "no arrow returns: compiling knows the model only",
         within: &["control-plane/src/compile.rs", "control-plane/src/compile/"],
-        except: &[],
+        except: &["control-plane/src/compile/routes/tests.rs"],
         never: &["crate::app", "crate::ca", "crate::publish", "crate::server", "crate::source"],
     },
     Rule {

@@ -18,6 +18,7 @@ use weft_certs::SpiffeId;
 use crate::model::{Endpoints, Model};
 
 pub mod routes;
+mod zones;
 
 /// What is the same for every workload.
 #[derive(Clone, Debug, Default)]
@@ -28,6 +29,10 @@ pub struct Shared {
     /// The services as workloads of those namespaces see them that route to other namespaces by rules of their own.
     overlays: BTreeMap<String, Arc<BTreeMap<NamespacedName, Arc<workload::Service>>>>,
     resolved: routes::Known,
+    /// Of the services that prefer endpoints of the caller's zone.
+    hints: Arc<BTreeMap<NamespacedName, Arc<zones::Hints>>>,
+    /// The services as callers of each zone see them; empty where none prefers any.
+    zoned: zones::ByZone,
 }
 
 impl Shared {
@@ -42,18 +47,26 @@ impl Shared {
                 .iter()
                 .zip(&other.overlays)
                 .all(|((a, ours), (b, theirs))| a == b && Arc::ptr_eq(ours, theirs))
+            && self.zoned.len() == other.zoned.len()
+            && self
+                .zoned
+                .iter()
+                .zip(&other.zoned)
+                .all(|((a, ours), (b, theirs))| a == b && Arc::ptr_eq(&ours.services, &theirs.services))
     }
 }
 
 /// Compiles what is shared, anew for the `changed` namespaces; what is as it was stays the very same value.
 pub fn shared(model: &Model, previous: &Shared, changed: &BTreeSet<String>) -> Shared {
     let mut resolved = previous.resolved.clone();
-    let mut services = Vec::new();
+    let (mut services, mut hints) = (Vec::new(), Vec::new());
     for namespace in changed {
         let workloads = ByLabel::new(model.workloads(namespace));
         for service in model.services(namespace) {
             let routes = routes::producer_routes(model, &mut resolved, service);
-            services.push((service.name.clone(), compile_service(model, service, &workloads, routes)));
+            let behind = workloads.behind(service);
+            hints.extend(zones::Hints::of(model, service, &behind).map(|hints| (service.name.clone(), hints)));
+            services.push((service.name.clone(), compile_service(model, service, &behind, routes)));
         }
     }
     let services = renewed(&previous.services, changed, services.into_iter());
@@ -61,6 +74,9 @@ pub fn shared(model: &Model, previous: &Shared, changed: &BTreeSet<String>) -> S
         Arc::ptr_eq(&services, &previous.services) && !changed.contains(namespace)
     });
     resolved.forget(model);
+    let hints = renewed(&previous.hints, changed, hints.into_iter());
+    let hints_same = Arc::ptr_eq(&hints, &previous.hints);
+    let zoned = zones::by_zone(model, &services, &overlays, &hints, hints_same, &previous.zoned);
     let meshed = changed.iter().flat_map(|namespace| {
         let services = BySelector::new(model.services(namespace));
         model.workloads(namespace).filter_map(move |workload| meshed_workload(model, &services, workload))
@@ -76,6 +92,8 @@ pub fn shared(model: &Model, previous: &Shared, changed: &BTreeSet<String>) -> S
         denied_identities: unless_same(&previous.denied_identities, denied),
         overlays,
         resolved,
+        hints,
+        zoned,
     }
 }
 
@@ -108,16 +126,42 @@ pub fn workload(model: &Model, shared: &Shared, name: &NamespacedName) -> Option
     let workload = model.workload(name)?;
     Some(WorkloadConfig {
         inbound: inbound(model, shared, name)?,
-        services: reachable(shared, workload),
+        services: reachable(model, shared, workload),
         meshed_workloads: Arc::clone(&shared.meshed_workloads),
         denied_identities: Arc::clone(&shared.denied_identities),
     })
 }
 
-/// The services that `workload` is told of: all, with the routes that hold for its namespace. This is the place to narrow
-/// them to those that it may call or has called.
-fn reachable(shared: &Shared, workload: &Workload) -> Arc<BTreeMap<NamespacedName, Arc<workload::Service>>> {
-    Arc::clone(shared.overlays.get(&workload.name.namespace).unwrap_or(&shared.services))
+/// Whether `services` are those that the workload called `name` is told of now.
+pub fn is_reachable(
+    model: &Model,
+    shared: &Shared,
+    name: &NamespacedName,
+    services: &Arc<BTreeMap<NamespacedName, Arc<workload::Service>>>,
+) -> bool {
+    model.workload(name).is_some_and(|workload| Arc::ptr_eq(&reachable(model, shared, workload), services))
+}
+
+/// The services that `workload` is told of: all, with the routes that hold for its namespace and the endpoints that are for
+/// its zone. This is the place to narrow them to those that it may call or has called.
+fn reachable(
+    model: &Model,
+    shared: &Shared,
+    workload: &Workload,
+) -> Arc<BTreeMap<NamespacedName, Arc<workload::Service>>> {
+    let namespace = &workload.name.namespace;
+    let overlay = shared.overlays.get_key_value(namespace);
+    let zoned = match model.zone_of(workload) {
+        Some(zone) if !shared.zoned.is_empty() => {
+            shared.zoned.get(&(zone.to_owned(), overlay.map(|(namespace, _)| namespace.clone())))
+        }
+        _ => None,
+    };
+    match (zoned, overlay) {
+        (Some(zoned), _) => Arc::clone(&zoned.services),
+        (None, Some((_, overlay))) => Arc::clone(overlay),
+        (None, None) => Arc::clone(&shared.services),
+    }
 }
 
 /// What the sidecar of the workload called `name` enforces for it. `None`: there is no such workload.
@@ -197,10 +241,9 @@ fn declared_ports(workload: &Workload) -> impl Iterator<Item = (u16, ProtocolHin
 fn compile_service(
     model: &Model,
     service: &Service,
-    workloads: &ByLabel<'_>,
+    behind: &[&Workload],
     routes: Vec<Vec<Arc<Route>>>,
 ) -> workload::Service {
-    let behind: Vec<&Workload> = workloads.behind(service);
     let endpoints_of = |port: &ServicePort| match model.endpoints() {
         Endpoints::Slices => endpoints_of_slices(model, service, port),
         Endpoints::Selectors => behind
@@ -214,7 +257,7 @@ fn compile_service(
     let most = MAX_ENDPOINTS / ports.len().max(1);
     let ports = ports.iter().zip(routes).map(|(port, routes)| workload::ServicePort {
         port: port.port,
-        protocol: service_protocol(port, &behind),
+        protocol: service_protocol(port, behind),
         endpoints: endpoints_of(port).into_iter().take(most).collect(),
         routes,
     });

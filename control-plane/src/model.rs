@@ -13,7 +13,7 @@ use weft_api::resource::{
 use weft_api::routing::RouteKind;
 use weft_certs::{SpiffeId, TrustDomain};
 
-use crate::source::{Event, Kind, ResourceKey};
+use crate::source::{Event, Kind, ResourceKey, ZONE_LABEL};
 
 mod routes;
 
@@ -36,6 +36,8 @@ pub struct Model {
     /// By Service, then by name.
     slices: BTreeMap<NamespacedName, BTreeMap<String, EndpointSlice>>,
     service_accounts: BTreeSet<NamespacedName>,
+    /// The zone of each node that has one.
+    nodes: BTreeMap<String, String>,
     denied: BTreeSet<SpiffeId>,
     withdrawn: BTreeSet<NamespacedName>,
     /// Who has which address; more than one while an address changes hands.
@@ -75,6 +77,7 @@ impl Model {
             unreadable: BTreeMap::new(),
             slices: BTreeMap::new(),
             service_accounts: BTreeSet::new(),
+            nodes: BTreeMap::new(),
             denied: BTreeSet::new(),
             withdrawn: BTreeSet::new(),
             at: BTreeSet::new(),
@@ -110,6 +113,8 @@ impl Model {
             }
             // Nobody is told of accounts: nothing changes but what is said of policies that name them.
             Event::ServiceAccount(name) => drop(self.service_accounts.insert(name)),
+            Event::Node { name, zone: Some(zone) } => drop(self.nodes.insert(name, zone)),
+            Event::Node { name, zone: None } => drop(self.nodes.remove(&name)),
             Event::DeniedIdentities(denied) => self.denied = denied,
         }
     }
@@ -180,6 +185,7 @@ impl Model {
             Kind::EndpointSlice => self.remove_slice(name),
             Kind::ServiceAccount => drop(self.service_accounts.remove(name)),
             Kind::Pod => {}
+            Kind::Node => drop(self.nodes.remove(&name.name)),
             Kind::RateLimitPolicy => drop(self.rate_limit_policies.remove(name)),
             Kind::HttpRoute => self.routes.remove(&(name.clone(), RouteKind::Http)),
             Kind::GrpcRoute => self.routes.remove(&(name.clone(), RouteKind::Grpc)),
@@ -347,6 +353,17 @@ impl Model {
     /// Whether there is such a service account; only Kubernetes knows of them.
     pub fn has_service_account(&self, name: &NamespacedName) -> bool {
         self.service_accounts.contains(name)
+    }
+
+    /// The zone that `workload` is in: as its labels say, else that of its node.
+    pub fn zone_of<'a>(&'a self, workload: &'a Workload) -> Option<&'a str> {
+        let of_node = || self.nodes.get(workload.node.as_deref()?);
+        workload.labels.get(ZONE_LABEL).or_else(of_node).map(String::as_str)
+    }
+
+    /// The zones that workloads are in.
+    pub fn zones(&self) -> BTreeSet<&str> {
+        self.workloads.values().filter_map(|workload| self.zone_of(workload)).collect()
     }
 
     /// Who of the mesh is known to have `address`: the first by name, should several claim it.

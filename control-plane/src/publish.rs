@@ -293,7 +293,8 @@ impl Publisher {
     /// What changes who may do what. Pods and addresses come and go by themselves on Kubernetes, and are left out there.
     fn write_down(&self, event: &Event, endpoints: Endpoints) {
         let by_themselves = |kind| {
-            matches!(kind, Kind::Service | Kind::Workload | Kind::EndpointSlice | Kind::ServiceAccount | Kind::Pod)
+            use Kind::{EndpointSlice, Node, Pod, Service, ServiceAccount, Workload};
+            matches!(kind, Service | Workload | EndpointSlice | ServiceAccount | Pod | Node)
         };
         let key = event.key().filter(|key| endpoints == Endpoints::Selectors || !by_themselves(key.kind));
         let resource = key.map(|key| key.to_string());
@@ -379,6 +380,7 @@ impl State {
     fn is_current(&self, workload: &NamespacedName, sidecar: &Sidecar) -> bool {
         let Published::Config(told) = &*sidecar.published.borrow() else { return false };
         self.permits(workload, &told.identity).is_ok()
+            && compile::is_reachable(&self.model, &self.shared, workload, &told.config.services)
             && compile::inbound(&self.model, &self.shared, workload).as_ref() == Some(&told.config.inbound)
     }
 

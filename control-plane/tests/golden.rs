@@ -96,6 +96,28 @@ fn compiling_a_change_alone_gives_what_compiling_all_gives() {
     }
 }
 
+#[test]
+fn taking_one_thing_away_gives_what_compiling_the_rest_gives() {
+    for case in cases() {
+        let all = events(&case);
+        for (place, event) in all.iter().enumerate() {
+            let mut model = Model::new(TrustDomain::parse("cluster.local").expect("valid"));
+            all.iter().cloned().for_each(|event| model.apply(event));
+            let changed = model.take_changed();
+            let shared = compile::shared(&model, &Shared::default(), &changed);
+            let key = event.key().expect("events of files name a resource");
+            model.apply(Event::Removed(key.clone()));
+            let changed = model.take_changed();
+            let shared = compile::shared(&model, &shared, &changed);
+            let rest = all.iter().enumerate().filter(|(other, _)| *other != place).map(|(_, event)| event.clone());
+            for (name, config) in compiled(rest) {
+                let told = compile::workload(&model, &shared, &name);
+                assert_eq!(told, Some(config), "{}: {name} without {key}", case.display());
+            }
+        }
+    }
+}
+
 fn show(config: &WorkloadConfig) -> Value {
     let names = |names: &[NamespacedName]| names.iter().map(ToString::to_string).collect::<Vec<_>>();
     let inbound = &config.inbound;

@@ -56,6 +56,7 @@ fn slice(name: &str, pod: Option<&str>, at: &str) -> Event {
             pod: pod.map(str::to_owned),
             ready: true,
             serving: true,
+            zones: Vec::new(),
         }],
     })
 }
@@ -227,6 +228,7 @@ fn nothing_that_one_namespace_writes_is_more_than_sidecars_take() {
             pod: None,
             ready: true,
             serving: true,
+            zones: Vec::new(),
         };
         mesh.take(Event::EndpointSlice(EndpointSlice {
             name: NamespacedName::new("shop", format!("s{number}")),

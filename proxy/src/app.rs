@@ -16,7 +16,7 @@ use crate::feed::channel::ControlPlane;
 use crate::feed::{bundle_file, identity, workload};
 use crate::path::Phase;
 use crate::probe::Prober;
-use crate::stage::accept;
+use crate::stage::accept::{self, Room};
 use crate::stage::balance::Circuits;
 use crate::stage::connect::Identity;
 use crate::stage::rate_limit::Limiter;
@@ -29,11 +29,11 @@ pub fn run(settings: Settings) -> anyhow::Result<()> {
     weft_certs::install_crypto_provider();
     let (lines, _log) = LineSink::stdout();
     telemetry::log::init(&settings.args.log, &lines)?;
-    raise_open_files();
+    let most = most_connections(&settings, raise_open_files());
     let telemetry = Telemetry::new(telemetry_settings(&settings), lines)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let listeners: Vec<Listeners> = (0..settings.workers).map(|_| listen(&settings)).collect::<anyhow::Result<_>>()?;
-    runtime.block_on(supervise(settings, telemetry, listeners))
+    runtime.block_on(supervise(settings, telemetry, listeners, most))
 }
 
 fn telemetry_settings(settings: &Settings) -> TelemetrySettings {
@@ -50,16 +50,40 @@ fn telemetry_settings(settings: &Settings) -> TelemetrySettings {
     }
 }
 
-/// Each connection carried takes two descriptors; the usual soft limit of 1,024 would be reached by 500.
-fn raise_open_files() {
+/// Each connection carried takes two descriptors; the usual soft limit of 1,024 would be reached by 500. Returns how many
+/// there may be.
+fn raise_open_files() -> Option<u64> {
     use nix::sys::resource::{Resource, getrlimit, setrlimit};
-    if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE)
-        && soft < hard
-        && let Err(error) = setrlimit(Resource::RLIMIT_NOFILE, hard, hard)
-    {
-        tracing::warn!(%error, soft, hard, "cannot raise the limit of open files");
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).ok()?;
+    if soft >= hard {
+        return Some(soft);
+    }
+    match setrlimit(Resource::RLIMIT_NOFILE, hard, hard) {
+        Ok(()) => Some(hard),
+        Err(error) => {
+            tracing::warn!(%error, soft, hard, "cannot raise the limit of open files");
+            Some(soft)
+        }
     }
 }
+
+/// Connections of one direction: with both directions full, descriptors are left for what the sidecar itself needs.
+fn most_connections(settings: &Settings, open_files: Option<u64>) -> usize {
+    /// Taken by listeners, runtimes, the control plane and the admin port, which has a bound of its own.
+    const OWN: u64 = 400;
+    let affordable = open_files.map_or(u64::MAX, |files| (files.saturating_sub(OWN) / 4).max(1));
+    match settings.args.max_connections {
+        Some(most) => {
+            if most as u64 > affordable {
+                tracing::warn!(most, affordable, "--max-connections is more than the limit of open files carries");
+            }
+            most
+        }
+        None => DEFAULT_CONNECTIONS.min(usize::try_from(affordable).unwrap_or(usize::MAX)),
+    }
+}
+
+const DEFAULT_CONNECTIONS: usize = 10_000;
 
 /// Binds one worker's sockets. A host without IPv6 is served over IPv4 alone.
 fn listen(settings: &Settings) -> anyhow::Result<Listeners> {
@@ -86,7 +110,12 @@ fn no_ipv6(error: &std::io::Error) -> bool {
     matches!(error.raw_os_error(), Some(nix::libc::EAFNOSUPPORT | nix::libc::EADDRNOTAVAIL))
 }
 
-async fn supervise(settings: Settings, telemetry: Arc<Telemetry>, listeners: Vec<Listeners>) -> anyhow::Result<()> {
+async fn supervise(
+    settings: Settings,
+    telemetry: Arc<Telemetry>,
+    listeners: Vec<Listeners>,
+    most: usize,
+) -> anyhow::Result<()> {
     let (set_identity, identity) = watch::channel::<Option<Arc<Identity>>>(None);
     let (set_view, view) = watch::channel::<Option<Arc<MeshView>>>(None);
     let (set_bundle, bundle) = watch::channel(None);
@@ -97,6 +126,7 @@ async fn supervise(settings: Settings, telemetry: Arc<Telemetry>, listeners: Vec
     let (set_ready, ready) = watch::channel(admin::Readiness::waiting("starting"));
     let open = Arc::new(AtomicUsize::new(0));
     let circuits = Arc::<Circuits>::default();
+    let room = [Room::new(most), Room::new(most)];
 
     serve_admin(&settings, &telemetry, ready, view.clone(), identity.clone())?;
     let mut terminate = signal(SignalKind::terminate())?;
@@ -148,9 +178,11 @@ async fn supervise(settings: Settings, telemetry: Arc<Telemetry>, listeners: Vec
             telemetry: Arc::clone(&telemetry),
             own_ports: settings.own_ports(),
             mark: settings.args.proxy_mark,
+            stall: settings.stall(),
             open: Arc::clone(&open),
             circuits: Arc::clone(&circuits),
             workers: settings.workers,
+            room: room.clone(),
         };
         let stop = stop.clone();
         let thread = std::thread::Builder::new().name(format!("worker-{number}"));

@@ -54,6 +54,14 @@ pub struct ProxyArgs {
     /// How long a stopping sidecar waits for open connections.
     #[arg(long, env = "WEFT_DRAIN_TIMEOUT", default_value = "30s", value_parser = weft_api::duration::parse)]
     pub drain_timeout: Duration,
+    /// How long an HTTP request's body may not come, or an answer not be taken, before its caller is given up; `0s`: for
+    /// ever.
+    #[arg(long, env = "WEFT_STALL_TIMEOUT", default_value = "60s", value_parser = weft_api::duration::parse)]
+    pub stall_timeout: Duration,
+    /// Connections that are served at a time, of each direction; one more is refused [default: 10,000, less where a
+    /// quarter of the open files allowed is less].
+    #[arg(long, env = "WEFT_MAX_CONNECTIONS")]
+    pub max_connections: Option<usize>,
     /// Checks of the application that the kubelet asks of the sidecar, as JSON; written by the injector.
     #[arg(long, env = "WEFT_PROBES", default_value = "", hide_default_value = true)]
     pub probes: String,
@@ -151,12 +159,20 @@ impl Settings {
         if workers == 0 || workers > 256 {
             faults.push(format!("--workers: {workers} is not between 1 and 256"));
         }
+        if args.max_connections == Some(0) {
+            faults.push("--max-connections: 0 would refuse everything; leave it out for the default".to_owned());
+        }
         match (trust_domain, control_plane_id) {
             (Some(trust_domain), Some(control_plane_id)) if faults.is_empty() => {
                 Ok(Self { args, trust_domain, control_plane_id, probes, workers })
             }
             _ => Err(SettingsError(faults)),
         }
+    }
+
+    /// How long a caller may stall.
+    pub fn stall(&self) -> Option<Duration> {
+        Some(self.args.stall_timeout).filter(|stall| !stall.is_zero())
     }
 
     /// The sidecar's own ports, to which nothing is ever forwarded.

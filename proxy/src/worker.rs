@@ -12,13 +12,13 @@ use tokio::sync::watch;
 use tokio::task::spawn_local;
 
 use crate::path::{Mirrors, Phase, Worker, inbound, outbound};
-use crate::stage::accept;
+use crate::stage::accept::{self, Room};
 use crate::stage::balance::{Balancer, Circuits};
 use crate::stage::connect::{Identity, Upstreams};
 use crate::stage::detect::ServerFirst;
 use crate::stage::rate_limit::Limiter;
 use crate::stage::route::MeshView;
-use crate::telemetry::Telemetry;
+use crate::telemetry::{Direction, Refusal, Telemetry};
 
 /// How often idle connections are looked through.
 const SWEEP: Duration = Duration::from_secs(5);
@@ -39,11 +39,14 @@ pub(crate) struct Parts {
     pub(crate) telemetry: Arc<Telemetry>,
     pub(crate) own_ports: [u16; 3],
     pub(crate) mark: Option<u32>,
+    pub(crate) stall: Option<Duration>,
     pub(crate) open: Arc<AtomicUsize>,
     /// What all workers together have under way.
     pub(crate) circuits: Arc<Circuits>,
     /// How many there are.
     pub(crate) workers: usize,
+    /// Of inbound and of outbound connections.
+    pub(crate) room: [Room; 2],
 }
 
 /// Runs until `stop` turns true.
@@ -74,27 +77,44 @@ async fn serve(parts: Parts, mut stop: watch::Receiver<bool>) -> std::io::Result
         telemetry: parts.telemetry.worker(),
         own_ports: parts.own_ports,
         local: accept::LocalAddresses::default(),
+        stall: parts.stall,
         open: parts.open,
     });
+    let [inbound_room, outbound_room] = parts.room;
     for listener in parts.listeners.inbound {
-        spawn_local(accept_all(TcpListener::from_std(listener)?, Rc::clone(&worker), inbound::handle));
+        let listener = TcpListener::from_std(listener)?;
+        let full = (Direction::Inbound, inbound_room.clone());
+        spawn_local(accept_all(listener, Rc::clone(&worker), full, inbound::handle));
     }
     for listener in parts.listeners.outbound {
-        spawn_local(accept_all(TcpListener::from_std(listener)?, Rc::clone(&worker), outbound::handle));
+        let listener = TcpListener::from_std(listener)?;
+        let full = (Direction::Outbound, outbound_room.clone());
+        spawn_local(accept_all(listener, Rc::clone(&worker), full, outbound::handle));
     }
     spawn_local(sweep(worker));
     let _ = stop.wait_for(|stop| *stop).await;
     Ok(())
 }
 
-async fn accept_all<H, F>(listener: TcpListener, worker: Rc<Worker>, handle: H)
+async fn accept_all<H, F>(listener: TcpListener, worker: Rc<Worker>, (direction, room): (Direction, Room), handle: H)
 where
     H: Fn(Rc<Worker>, TcpStream, SocketAddr) -> F,
     F: Future<Output = ()> + 'static,
 {
     loop {
         let (stream, peer) = accept::next(&listener).await;
-        spawn_local(handle(Rc::clone(&worker), stream, peer));
+        let Some(place) = room.take() else {
+            let reason = "too_many_connections";
+            let refusal = Refusal { direction, reason, detail: None, peer_identity: None, peer_address: Some(peer) };
+            worker.telemetry.refused(&refusal);
+            accept::reset(stream);
+            continue;
+        };
+        let handled = handle(Rc::clone(&worker), stream, peer);
+        spawn_local(async move {
+            handled.await;
+            drop(place);
+        });
     }
 }
 

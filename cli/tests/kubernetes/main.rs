@@ -12,6 +12,7 @@ mod injected;
 mod mesh;
 mod operator;
 mod rights;
+mod routes;
 mod scale;
 mod status;
 mod webhooks;
@@ -40,7 +41,9 @@ fn main() {
     ];
     let tests = tests.concat().into_iter().map(|test| trial(test, missing.as_ref()));
     let with_helm = [chart::TESTS, rights::TESTS].concat().into_iter().map(|test| trial(test, no_helm.as_ref()));
-    let trials = tests.chain(with_helm).collect();
+    let no_routes = missing.clone().or_else(|| routes::definitions().err());
+    let with_routes = routes::TESTS.iter().map(|test| trial(*test, no_routes.as_ref()));
+    let trials = tests.chain(with_helm).chain(with_routes).collect();
     let mut arguments = Arguments::from_args();
     // An API server needs a processor of its own.
     arguments.test_threads = arguments.test_threads.or(Some(2));

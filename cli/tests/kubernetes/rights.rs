@@ -10,6 +10,7 @@ use weft_loadtests::lab::testing::Test;
 use crate::chart::{Charted, RELEASE};
 use crate::fixture::{ControlPlane, PodSpec, eventually, get, own_address};
 use crate::operator::{expect, weft};
+use crate::routes;
 
 pub const TESTS: &[Test] = &[("the_chart_s_rights_are_enough_and_no_more", the_chart_s_rights_are_enough_and_no_more)];
 
@@ -32,6 +33,9 @@ fn the_chart_s_rights_are_enough_and_no_more() -> Result<()> {
         let (control_plane, webhooks) = start(&cluster, host)?;
         has_made_everything(&cluster).with_context(|| control_plane.process.tail())?;
         webhooks_answer(&cluster, host, webhooks).with_context(|| control_plane.process.tail())?;
+        if routes::definitions().is_ok() {
+            follows_routes(&cluster).with_context(|| control_plane.process.tail())?;
+        }
         issues_certificates_and_writes_status(&cluster, &control_plane)?;
         nothing_fails_but_what_needs_a_node(&cluster)?;
         let text = control_plane.process.text();
@@ -39,6 +43,9 @@ fn the_chart_s_rights_are_enough_and_no_more() -> Result<()> {
         ensure!(!text.lines().any(|line| refused(&line)), "{:?}", text.lines().find(refused));
     }
     may_do_nothing_else(&cluster)?;
+    if routes::definitions().is_ok() {
+        routes::forget(&cluster.0)?;
+    }
 
     let bundles = authorities(&cluster)?;
     cluster.helm(&[&["upgrade"], RELEASE, &[CHART]].concat())?;
@@ -137,7 +144,7 @@ fn has_made_everything(cluster: &Charted) -> Result<()> {
     })
 }
 
-/// `caBundle` of each of the four webhooks.
+/// `caBundle` of each of the five webhooks.
 fn authorities(cluster: &Charted) -> Result<Vec<String>> {
     let mut all = Vec::new();
     for (kind, name) in [("mutating", "weft-injector"), ("validating", "weft-admission")] {
@@ -147,7 +154,7 @@ fn authorities(cluster: &Charted) -> Result<Vec<String>> {
         let authority = |webhook: &Value| webhook["clientConfig"]["caBundle"].as_str().unwrap_or_default().to_owned();
         all.extend(webhooks.iter().map(authority));
     }
-    ensure!(all.len() == 4, "{all:?}");
+    ensure!(all.len() == 5, "{all:?}");
     Ok(all)
 }
 
@@ -176,6 +183,35 @@ fn webhooks_answer(cluster: &Charted, host: IpAddr, port: u16) -> Result<()> {
     let why = cluster.0.api.apply(&refused).err().context("it was let in")?;
     ensure!(why.to_string().contains("Write `rules`"), "{why}");
     Ok(())
+}
+
+/// With the Gateway API, which came after the chart: a route is judged before it is stored, and has a status afterwards.
+fn follows_routes(cluster: &Charted) -> Result<()> {
+    routes::define(&cluster.0)?;
+    let route = |value: &str| {
+        json!({
+            "apiVersion": "gateway.networking.k8s.io/v1", "kind": "HTTPRoute",
+            "metadata": {"name": "test-route", "namespace": "shop"},
+            "spec": {
+                "parentRefs": [{"group": "", "kind": "Service", "name": "test-service"}],
+                "rules": [{"matches": [{"path": {"type": "RegularExpression", "value": value}}]}],
+            },
+        })
+        .to_string()
+    };
+    // It is asked as soon as the API server knows of the kind. What was let in before that is judged when it changes.
+    let mut value = "(".to_owned();
+    eventually("a route that nobody could follow is refused", || {
+        value.push('(');
+        let refused = cluster.0.api.apply(&route(&value)).err();
+        Ok(refused.filter(|why| why.to_string().contains("RE2")))
+    })?;
+    cluster.0.api.apply(&route("/a+"))?;
+    let reason = "jsonpath={.status.parents[0].conditions[0].reason}";
+    let reason = ["get", "httproute", "test-route", "-n", "shop", "-o", reason];
+    eventually("the route's status is written", || {
+        Ok(cluster.kubectl(&reason)?.contains("NoMatchingParent").then_some(()))
+    })
 }
 
 fn policy(name: &str) -> String {
@@ -241,12 +277,20 @@ fn may_do_nothing_else(cluster: &Charted) -> Result<()> {
         ("create", "", "serviceaccounts/token", "", "shop", false),
         ("patch", "", "namespaces", "shop", "", false),
         ("patch", "", "services", "", "shop", false),
-        ("get", "", "nodes", "", "", false),
+        ("watch", "", "nodes", "", "", true),
+        ("patch", "", "nodes", "", "", false),
         ("patch", "admissionregistration.k8s.io", "mutatingwebhookconfigurations", "other", "", false),
         ("delete", "admissionregistration.k8s.io", "mutatingwebhookconfigurations", "weft-injector", "", false),
         ("patch", "admissionregistration.k8s.io", "validatingadmissionpolicies", "weft-injected", "", false),
         ("patch", "policy.weft.dev", "authorizationpolicies", "", "shop", false),
         ("patch", "policy.weft.dev", "authorizationpolicies/status", "", "shop", true),
+        ("watch", "gateway.networking.k8s.io", "httproutes", "", "", true),
+        ("watch", "gateway.networking.k8s.io", "grpcroutes", "", "", true),
+        ("watch", "gateway.networking.k8s.io", "referencegrants", "", "", true),
+        ("patch", "gateway.networking.k8s.io", "httproutes/status", "", "shop", true),
+        ("patch", "gateway.networking.k8s.io", "grpcroutes/status", "", "shop", true),
+        ("patch", "gateway.networking.k8s.io", "httproutes", "", "shop", false),
+        ("list", "gateway.networking.k8s.io", "gateways", "", "", false),
         ("update", "coordination.k8s.io", "leases", "other", NAMESPACE, false),
         ("escalate", "rbac.authorization.k8s.io", "clusterroles", "weft-control-plane", "", false),
         ("patch", "rbac.authorization.k8s.io", "clusterroles", "weft-control-plane", "", false),

@@ -26,13 +26,13 @@ pub const TESTS: &[Test] = &[
 ];
 
 /// A certificate with its key, as an attacker may hold them.
-struct Credentials {
+pub struct Credentials {
     chain: Vec<CertificateDer<'static>>,
     key: PrivateKeyDer<'static>,
 }
 
 /// The mesh's own authority, read as only the test can: its state directory is 0700.
-fn authority(mesh: &Mesh) -> Result<CertificateAuthority> {
+pub fn authority(mesh: &Mesh) -> Result<CertificateAuthority> {
     let pem = std::fs::read_to_string(mesh.state().join("ca.pem"))?;
     let split = pem.find("-----BEGIN CERTIFICATE").context("ca.pem holds a certificate")?;
     let (key, certificate) = match pem.find("PRIVATE KEY") < Some(split) {
@@ -46,7 +46,7 @@ fn authority(mesh: &Mesh) -> Result<CertificateAuthority> {
     Ok(CertificateAuthority::from_pem(&domain, certificate, key, "", SystemTime::now())?)
 }
 
-fn issue(authority: &CertificateAuthority, id: &str, now: SystemTime) -> Result<Credentials> {
+pub fn issue(authority: &CertificateAuthority, id: &str, now: SystemTime) -> Result<Credentials> {
     let key = PrivateKey::generate();
     let chain = authority.sign(&key.certificate_request(), &SpiffeId::parse(id)?, Duration::from_secs(600), now)?;
     Ok(Credentials { chain, key: PrivateKeyDer::Pkcs8(key.to_pkcs8_der()) })
@@ -131,7 +131,7 @@ impl rustls::client::danger::ServerCertVerifier for AnyServer {
     }
 }
 
-fn attacker(credentials: Option<Credentials>) -> Result<rustls::ClientConfig> {
+pub fn attacker(credentials: Option<Credentials>) -> Result<rustls::ClientConfig> {
     weft_certs::install_crypto_provider();
     let builder = rustls::ClientConfig::builder_with_protocol_versions(&[&rustls::version::TLS13])
         .dangerous()
@@ -230,8 +230,7 @@ async fn impostor(listener: std::net::TcpListener, credentials: Credentials, rea
     let mut config = rustls::ServerConfig::builder_with_protocol_versions(&[&rustls::version::TLS13])
         .with_no_client_auth()
         .with_single_cert(credentials.chain, credentials.key)?;
-    config.alpn_protocols =
-        [b"weft/http1".as_slice(), b"weft/auto", b"weft/tcp", b"weft/h2"].map(<[u8]>::to_vec).into();
+    config.alpn_protocols = [b"weft/http1".as_slice(), b"weft/tcp", b"weft/h2"].map(<[u8]>::to_vec).into();
     let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
     listener.set_nonblocking(true)?;
     let listener = tokio::net::TcpListener::from_std(listener)?;

@@ -9,6 +9,7 @@ mod policy;
 mod programs;
 mod resilience;
 mod routing;
+mod streams;
 mod telemetry;
 
 use weft_loadtests::lab::testing::{self, Test};
@@ -19,6 +20,7 @@ fn main() {
     let groups = [
         interception::TESTS,
         bytes::TESTS,
+        streams::TESTS,
         identity::TESTS,
         policy::TESTS,
         resilience::TESTS,

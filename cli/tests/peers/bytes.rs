@@ -61,8 +61,8 @@ fn nobody_listens() -> Result<()> {
     for port in [port::OTHER, port::BYTES] {
         let target = pair.address(port);
         let ended = within(&pair.client.pod, move || async move {
-            let mut stream = TcpStream::connect(target).await?;
-            Ok(stream.read(&mut [0; 16]).await.map_err(|error| error.kind()))
+            let ended = async { TcpStream::connect(target).await?.read(&mut [0; 16]).await };
+            Ok(ended.await.map_err(|error| error.kind()))
         })?;
         ensure!(ended == Err(ErrorKind::ConnectionReset), "port {port}: {ended:?}");
     }

@@ -78,7 +78,10 @@ pub fn find(name: &str) -> Option<PathBuf> {
     let mut folders: Vec<PathBuf> =
         given.flat_map(|folders: OsString| std::env::split_paths(&folders).collect::<Vec<_>>()).collect();
     folders.extend(["/usr/sbin", "/usr/local/sbin", "/usr/bin"].map(PathBuf::from));
-    folders.extend(std::env::var_os("HOME").map(|home| Path::new(&home).join(".cache/weft-ci/bin")));
+    let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
+    let cache = cache.or_else(|| Some(Path::new(&std::env::var_os("HOME")?).join(".cache")));
+    let tools = std::env::var_os("WEFT_CI_TOOLS").map(PathBuf::from).or_else(|| Some(cache?.join("weft-ci")));
+    folders.extend(tools.map(|tools| tools.join("bin")));
     let versions = std::fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
     let mut postgres: Vec<PathBuf> = versions.map(|version| version.path().join("bin")).collect();
     postgres.sort();

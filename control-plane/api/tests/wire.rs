@@ -12,7 +12,8 @@ use proptest::option;
 use proptest::prelude::*;
 use proptest::sample::{select, subsequence};
 use weft_api::policy::{AppliedPolicy, PolicySet, Reason, Source};
-use weft_api::resource::{DefaultPolicy, LimitKey, NamespacedName, RateLimit};
+use weft_api::resource::{DefaultPolicy, LimitKey, NamespacedName, RateLimit, Resource, parse_documents};
+use weft_api::routing::Route;
 use weft_api::wire::{self, SidecarMessage, SignRequest, proto};
 use weft_api::workload::{
     Endpoint, Inbound, MeshedWorkload, ProtocolHint, Service, ServicePort, Traffic, WorkloadConfig,
@@ -42,15 +43,37 @@ fn endpoint() -> impl Strategy<Value = Endpoint> {
         identity,
     })
 }
+/// Routes as resources give them, with a backend that was looked up.
+fn route() -> impl Strategy<Value = Arc<Route>> {
+    const RULES: &[&str] = &[
+        "{}",
+        "{name: a, matches: [{path: {type: RegularExpression, value: '/a+'}, method: GET, headers: [{name: a, value: b}]}]}",
+        "{matches: [{queryParams: [{name: a, value: b}]}], timeouts: {request: 1s}, retry: {codes: [503], backoff: 1ms}}",
+        "{filters: [{type: RequestRedirect, requestRedirect: {scheme: https, path: {type: ReplaceFullPath, replaceFullPath: /}}}]}",
+        "{filters: [{type: URLRewrite, urlRewrite: {hostname: a.b}}], backendRefs: [{name: a, port: 80, weight: 0}]}",
+        "{filters: [{type: RequestMirror, requestMirror: {backendRef: {name: a, port: 80}, percent: 1}}]}",
+        "{filters: [{type: RequestHeaderModifier, requestHeaderModifier: {set: [{name: a, value: b}], remove: [c]}}]}",
+        "{filters: [{type: CORS, cors: {}}]}",
+    ];
+    (name(), subsequence(RULES, 1..=3), any::<bool>(), 0..=u64::from(u32::MAX)).prop_map(|(name, rules, refused, created)| {
+        let text = format!(
+            "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {{name: a}}\nspec: {{rules: [{}]}}",
+            rules.join(", ").replace("name: a, matches", "matches")
+        );
+        let Some(Ok(Resource::Route(route))) = parse_documents(&text).pop() else { panic!("{text}") };
+        let mut rules = route.rules;
+        for backend in rules.iter_mut().flat_map(|rule| &mut rule.backends).filter(|_| refused) {
+            backend.refused = Some("it is not there".into());
+        }
+        Arc::new(Route { kind: route.kind, name, created, rules })
+    })
+}
 fn services() -> impl Strategy<Value = BTreeMap<NamespacedName, Arc<Service>>> {
-    let port = |port| {
-        (hint(), vec(endpoint(), 0..3)).prop_map(move |(protocol, endpoints)| ServicePort {
-            port,
-            protocol,
-            endpoints,
-            routes: Vec::new(),
-        })
-    };
+    let port =
+        |port| {
+            (hint(), vec(endpoint(), 0..3), vec(route(), 0..3))
+                .prop_map(move |(protocol, endpoints, routes)| ServicePort { port, protocol, endpoints, routes })
+        };
     let body = (vec(address(), 0..3), option::of(port(80)), option::of(port(81)));
     btree_map(name(), body, 0..5).prop_map(|services| {
         let service = |(name, (addresses, first, second)): (NamespacedName, (_, Option<_>, Option<_>))| {

@@ -274,3 +274,6 @@ fn overlay(
         _ => Some(Arc::new(all)),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -57,7 +57,7 @@ impl Fingerprints {
                 }
             }
             Event::Removed(key) | Event::Unreadable { key, .. } => drop(self.0.remove(key)),
-            Event::EndpointSlice(_) | Event::ServiceAccount(_) | Event::DeniedIdentities(_) => {}
+            Event::EndpointSlice(_) | Event::ServiceAccount(_) | Event::Node { .. } | Event::DeniedIdentities(_) => {}
         }
     }
 

@@ -15,7 +15,7 @@ use std::time::{Duration, SystemTime};
 
 use futures_util::StreamExt;
 use futures_util::stream::{BoxStream, SelectAll};
-use k8s_openapi::api::core::v1::{Namespace, Pod, Service, ServiceAccount};
+use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service, ServiceAccount};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::api::{ApiResource, DynamicObject};
 use kube::core::GroupVersionKind;
@@ -53,7 +53,8 @@ const DENIED_INTERVAL: Duration = Duration::from_secs(1);
 /// A cluster that cannot be reached is worth a line at most so often.
 const COMPLAINT_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Kinds that must have been listed before sidecars are told anything, beside those of the Gateway API that are served.
+/// Kinds that must have been listed before sidecars are told anything, beside those of the Gateway API that are served. Nodes
+/// are not among them: who is preferred decides nothing that must be right from the start.
 const KINDS: &[Kind] = &[
     Kind::Namespace,
     Kind::Service,
@@ -118,6 +119,7 @@ fn watches(client: &Client) -> SelectAll<Watch> {
         metadata_of::<ServiceAccount>(client, Kind::ServiceAccount, |account| {
             object::name(&account.metadata).map(|name| Seen::Known(Event::ServiceAccount(name)))
         }),
+        metadata_of::<Node>(client, Kind::Node, object::node),
         own(client, Kind::Workload, "workloads"),
         own(client, Kind::AuthorizationPolicy, "authorizationpolicies"),
         own(client, Kind::RateLimitPolicy, "ratelimitpolicies"),

@@ -67,7 +67,12 @@ pub enum Kind {
     GrpcRoute,
     /// `ReferenceGrant` of the Gateway API.
     ReferenceGrant,
+    /// Core `Node`, of which only the zone matters.
+    Node,
 }
+
+/// Label of nodes and workloads: the zone that they are in.
+pub const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
 
 impl Kind {
     /// The kind's name in its API.
@@ -84,6 +89,7 @@ impl Kind {
             Self::HttpRoute => RouteKind::Http.as_str(),
             Self::GrpcRoute => RouteKind::Grpc.as_str(),
             Self::ReferenceGrant => "ReferenceGrant",
+            Self::Node => "Node",
         }
     }
 }
@@ -143,6 +149,13 @@ pub enum Event {
     EndpointSlice(EndpointSlice),
     /// A service account is there.
     ServiceAccount(NamespacedName),
+    /// A node is there.
+    Node {
+        /// Its name.
+        name: String,
+        /// The zone that it is in, if it says so.
+        zone: Option<String>,
+    },
     /// A resource is gone.
     Removed(ResourceKey),
     /// The whole list of identities that are refused everywhere.
@@ -158,6 +171,7 @@ impl Event {
             Self::Unreadable { key, .. } | Self::Removed(key) => Some(key.clone()),
             Self::EndpointSlice(slice) => named(Kind::EndpointSlice, &slice.name),
             Self::ServiceAccount(name) => named(Kind::ServiceAccount, name),
+            Self::Node { name, .. } => named(Kind::Node, &NamespacedName::new("", name.as_str())),
             Self::DeniedIdentities(_) => None,
         }
     }

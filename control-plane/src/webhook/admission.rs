@@ -4,10 +4,11 @@
 //! Only what is wrong in what somebody just wrote is refused. What is being deleted, what a controller writes (status,
 //! finalizers, labels) and what belongs to others always passes: a fault that got in once must not block its repair.
 mod annotations;
+mod routes;
 
 use serde_json::{Map, Value};
 use weft_api::resource::{
-    Action, AuthorizationPolicy, NamespacedName, Resource, ResourceError, Target, parse_documents,
+    Action, AuthorizationPolicy, GATEWAY_GROUP, NamespacedName, Resource, ResourceError, Target, parse_documents,
 };
 
 use super::review::{Answer, Operation, Review};
@@ -28,6 +29,7 @@ pub fn answer(review: &Review, known: Option<KnownService<'_>>) -> Answer {
     }
     let warnings = match (review.kind.group.as_str(), review.kind.kind.as_str()) {
         (GROUP, _) => own_kind(review, known),
+        (GATEWAY_GROUP, "HTTPRoute" | "GRPCRoute") => routes::of_route(review, known),
         ("", "Namespace") => annotations::of_namespace(review),
         ("", "Service") => annotations::of_service(review),
         _ => Ok(Vec::new()),

@@ -156,6 +156,7 @@ fn worker(server: SocketAddr) -> Worker {
         telemetry: Telemetry::new(settings, lines).expect("valid settings").worker(),
         own_ports: [1, 2, 3],
         local: LocalAddresses::default(),
+        stall: None,
         open: Arc::default(),
     }
 }

@@ -15,6 +15,7 @@ use http_body::Body;
 use hyper::body::Incoming;
 use rand::Rng;
 
+use super::exact;
 use super::record::Record;
 use super::respond::Answer;
 use super::send::Forwarding;
@@ -74,7 +75,8 @@ pub(super) async fn send(
         too_much(&ConnectError::Full(full))
     })?;
     let limit = to.policy.request_timeout.or(to.destination.traffic().request_timeout);
-    let mut sent = match within(limit, pin!(attempts(to, request, version, record))).await {
+    let by = limit.and_then(|limit| Instant::now().checked_add(limit));
+    let mut sent = match within(limit, pin!(attempts(to, request, version, by, record))).await {
         Some(sent) => sent?,
         None => return Err(timed_out("request_timeout", limit)),
     };
@@ -101,6 +103,7 @@ async fn attempts(
     to: &Forwarding<'_>,
     mut request: Request<RequestBody>,
     version: HttpVersion,
+    by: Option<Instant>,
     record: &mut Record,
 ) -> Sent {
     let (destination, policy) = (to.destination, &to.policy);
@@ -119,6 +122,11 @@ async fn attempts(
             return give_up(given, answer);
         };
         let now = Instant::now();
+        let wait = policy.backoff.map(|least| backoff(least, record.retries)).unwrap_or_default();
+        // No wait that the request would not outlive.
+        if by.is_some_and(|by| now.checked_add(wait).is_none_or(|then| then >= by)) {
+            return give_up(given, answer);
+        }
         let next = match destination.may_repeat(&tried, now) {
             true => destination.choose(&tried, now),
             false if policy.asked && destination.may_insist(now) => destination.choose(&Tried::default(), now),
@@ -136,8 +144,7 @@ async fn attempts(
             sender.give_back();
         }
         let mut next = next;
-        if let Some(least) = policy.backoff {
-            let wait = backoff(least, record.retries - 1);
+        if !wait.is_zero() {
             tokio::time::sleep(wait).await;
             record.waited += wait;
             next.begun = Instant::now();
@@ -208,6 +215,10 @@ async fn attempt(
                 };
             }
             Some(Err(mut error)) => {
+                // The caller's fault says nothing of the server.
+                if let Some(failure) = record.request_body.failure.get() {
+                    return given_up(exact::body_failed(failure));
+                }
                 let (unsent, reused) = (error.take_message(), sender.is_reused());
                 let error = error.into_error();
                 let untouched = unsent.is_some();

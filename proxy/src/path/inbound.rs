@@ -19,9 +19,9 @@ use weft_api::policy::{HttpRequest, path};
 use weft_certs::Peer;
 
 use super::attempt::SendPolicy;
+use super::exact::{bad_request, host_of};
 use super::http::{
-    FORWARDED_CLIENT_CERT, RequestEnds, bad_request, begins_websocket, host_of, idle_must_close, is_tunnel, leave,
-    serve, told_to_leave,
+    Broken, FORWARDED_CLIENT_CERT, RequestEnds, begins_websocket, idle_must_close, leave, serve, told_to_leave,
 };
 use super::record::{Ending, Record, ResponseBody};
 use super::respond::{self, Answer};
@@ -312,12 +312,14 @@ impl Connection {
     /// Waits for the first byte of a stream whose client was silent when it was opened, from either side: where policy would
     /// let bytes pass, the application is let to speak first. `None`: the client took the stream back, or is gone.
     async fn first_of_stream(&self, tunnel: &mut Tunnel) -> Option<Option<Stream>> {
-        let server = match self.admit_stream().permit {
-            Ok(_) => self.worker.upstreams.tcp(self.target).await.ok(),
-            Err(_) => None,
+        let (server, patience) = match self.admit_stream().permit {
+            Ok(_) => (self.worker.upstreams.tcp(self.target).await.ok(), SILENCE),
+            Err(_) => (None, tls::HANDSHAKE_TIMEOUT),
         };
+        // A client that waits for the server to speak would wait for ever: it is told that nobody will.
         let Some(server) = server else {
-            return tunnel.first().await.ok()?.then_some(None);
+            let first = tokio::time::timeout(patience, tunnel.first()).await;
+            return first.unwrap_or(Ok(true)).ok()?.then_some(None);
         };
         let mut peeked = [0];
         tokio::select! {
@@ -467,10 +469,10 @@ impl Connection {
             let ends = ends.of(&request);
             Rc::clone(&self).request(request, ends)
         };
-        if let Err(error) = serve(&worker, stream, version, lifetime, closing, handler).await {
+        if let Err(Broken { label, error }) = serve(&worker, stream, version, lifetime, closing, handler).await {
             tracing::debug!(%error, "inbound connection ended");
-            if error.is_parse() {
-                refused(&worker, "malformed_http", Some(&error.to_string()), peer);
+            if let Some(label) = label {
+                refused(&worker, label, Some(&error.to_string()), peer);
             }
         }
     }
@@ -493,6 +495,9 @@ impl Connection {
         record.peer_address = Some(self.peer);
         record.peer_identity = self.caller.identity().cloned();
         record.span = self.worker.telemetry.start_span(Kind::Server, request.headers());
+        if let Err(answer) = &host {
+            record.ending = Ending::Failed(answer.label);
+        }
         let judged = host.and_then(|host| self.judge(&request, host.as_ref(), &mut record));
         let (permit, path) = match judged {
             Ok(judged) => judged,
@@ -523,10 +528,6 @@ impl Connection {
             record.ending = Ending::Failed(label);
             bad_request(label, text)
         };
-        if is_tunnel(request) {
-            record.ending = Ending::Failed("connect");
-            return Err(Answer::new(StatusCode::METHOD_NOT_ALLOWED, "connect", "CONNECT is not allowed here"));
-        }
         let method = if begins_websocket(request) { &Method::GET } else { request.method() };
         path::check_method(method.as_str()).map_err(|why| refuse(record, why.label(), "the method"))?;
         let sent = request.uri().path();

@@ -16,25 +16,31 @@ use crate::stage::body::RequestBody;
 use crate::stage::connect::HttpVersion;
 use crate::stage::route::MeshView;
 use crate::stage::routes::ReadyMirror;
+use crate::stage::tee::Behind;
 
-/// Copies that one worker has under way at most: their bodies take 16 MiB at worst.
-const MOST: usize = 256;
+/// Copies that one worker has under way at most.
+const MOST: usize = 1024;
 /// How long a copy may take, to the end of its answer.
 const LONGEST: Duration = Duration::from_secs(30);
 
-/// How many copies a worker has under way.
+/// What a worker's copies take.
 #[derive(Debug, Default)]
-pub struct Mirrors(Rc<Cell<usize>>);
+pub struct Mirrors {
+    /// How many are under way.
+    under_way: Rc<Cell<usize>>,
+    /// What they hold.
+    pub(crate) behind: Behind,
+}
 
 /// One of them.
 struct Place(Rc<Cell<usize>>);
 
 impl Mirrors {
     fn enter(&self) -> Option<Place> {
-        let under_way = self.0.get();
+        let under_way = self.under_way.get();
         (under_way < MOST).then(|| {
-            self.0.set(under_way + 1);
-            Place(Rc::clone(&self.0))
+            self.under_way.set(under_way + 1);
+            Place(Rc::clone(&self.under_way))
         })
     }
 }

@@ -3,6 +3,7 @@
 #[cfg(test)]
 mod allocations;
 mod attempt;
+mod exact;
 pub mod http;
 pub mod inbound;
 mod limits;
@@ -21,7 +22,7 @@ use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
@@ -68,6 +69,8 @@ pub struct Worker {
     pub own_ports: [u16; 3],
     /// Addresses to which anything is forwarded.
     pub local: LocalAddresses,
+    /// How long a request's body may not come, or an answer not be taken; `None`: for ever.
+    pub stall: Option<Duration>,
     /// Connections open in the whole sidecar.
     pub open: Arc<AtomicUsize>,
 }

@@ -8,15 +8,16 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
-use http::{Request, Response, StatusCode};
+use http::{Request, Response};
 use hyper::body::Incoming;
 use tokio::net::TcpStream;
 use weft_api::workload::{Endpoint, ProtocolHint};
 
 use super::attempt::SendPolicy;
-use super::http::{RequestEnds, host_of, is_tunnel, leave, serve};
+use super::exact::host_of;
+use super::http::{Broken, RequestEnds, leave, serve};
 use super::record::{Ending, Record, ResponseBody};
-use super::respond::{self, Answer};
+use super::respond;
 use super::routed::{self, Hop};
 use super::send::{Forwarding, forward};
 use super::{Closing, Worker, own_party, until};
@@ -362,10 +363,11 @@ impl Connection {
             let ends = ends.of(&request);
             Rc::clone(&self).request(request, ends)
         };
-        if let Err(error) = serve(&worker, stream, version, Lifetime::unbounded(), closing, handler).await {
+        let served = serve(&worker, stream, version, Lifetime::unbounded(), closing, handler).await;
+        if let Err(Broken { label, error }) = served {
             tracing::debug!(%error, "outbound connection ended");
-            if error.is_parse() {
-                refused(&worker, "malformed_http", peer);
+            if let Some(label) = label {
+                refused(&worker, label, peer);
             }
         }
     }
@@ -382,14 +384,7 @@ impl Connection {
             host.as_ref().ok().and_then(Clone::clone),
         );
         record.span = self.worker.telemetry.start_span(Kind::Client, request.headers());
-        let refusal = match host {
-            Err(answer) => Some(answer),
-            Ok(_) if is_tunnel(&request) => {
-                Some(Answer::new(StatusCode::METHOD_NOT_ALLOWED, "connect", "CONNECT is not allowed here"))
-            }
-            Ok(_) => None,
-        };
-        if let Some(answer) = refusal {
+        if let Err(answer) = host {
             record.ending = Ending::Failed(answer.label);
             return leave(&self.closing, record.answer(answer.into_response(grpc)));
         }

@@ -1,5 +1,4 @@
 //! Follows a request to the last byte of its answer, then reports it: every ending passes here.
-use std::cell::Cell;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -18,7 +17,7 @@ use weft_certs::SpiffeId;
 
 use super::Worker;
 use crate::stage::balance::{Chosen, Target};
-use crate::stage::body::BodyError;
+use crate::stage::body::{BodyError, Progress};
 use crate::stage::pool::Sender;
 use crate::telemetry::{ActiveSpan, Ends, Outcome, RequestEvent};
 
@@ -61,7 +60,7 @@ pub(crate) struct Record {
     pub(crate) answered: Option<Instant>,
     pub(crate) status: u16,
     pub(crate) grpc_status: Option<u16>,
-    pub(crate) request_bytes: Rc<Cell<u64>>,
+    pub(crate) request_body: Rc<Progress>,
     pub(crate) response_bytes: u64,
     pub(crate) ending: Ending,
     pub(crate) span: Option<ActiveSpan>,
@@ -95,7 +94,7 @@ impl Record {
             answered: None,
             status: 0,
             grpc_status: None,
-            request_bytes: Rc::default(),
+            request_body: Rc::default(),
             response_bytes: 0,
             ending: Ending::Forwarded,
             span: None,
@@ -157,7 +156,7 @@ impl Record {
             grpc_status: self.grpc_status,
             duration: self.started.elapsed(),
             overhead: self.answered.map(|answered| (answered - self.started).saturating_sub(self.waited)),
-            request_bytes: self.request_bytes.get(),
+            request_bytes: self.request_body.bytes.get(),
             response_bytes: self.response_bytes,
             outcome,
             route: self.route.as_deref(),

@@ -19,19 +19,20 @@ use weft_api::routing::RequestView;
 use weft_api::workload::{ProtocolHint, Service};
 
 use super::attempt;
-use super::http::{bad_request, begins_websocket, leave};
+use super::exact::{bad_request, upgrade_of};
+use super::http::{begins_websocket, leave};
 use super::limits::Limits;
 use super::record::{Ending, Record, ResponseBody};
 use super::respond::{self, Answer};
-use super::send::{Forwarding, finish, prepare, strip_hop_by_hop, upgrade_of};
+use super::send::{Forwarding, finish, prepare, strip_hop_by_hop, wait_for};
 use super::{Closing, Worker, mirror};
-use crate::stage::body::RequestBody;
+use crate::stage::body::{Arriving, RequestBody};
 use crate::stage::connect::HttpVersion;
 use crate::stage::filters::HeaderEdit;
 use crate::stage::policy::Permit;
 use crate::stage::route::MeshView;
 use crate::stage::routes::{PortRoutes, ReadyBackend, ReadyFilter, ReadyMirror, ReadyRule};
-use crate::stage::tee::Tee;
+use crate::stage::tee::{Behind, Tee};
 use crate::stage::tls::Lifetime;
 use crate::telemetry::{Ends, Party};
 
@@ -114,14 +115,20 @@ pub(crate) async fn request(
     // What becomes a byte stream cannot be copied.
     let mirrors = if switches { Vec::new() } else { std::mem::take(&mut changes.mirrors) };
     let body = match !body.is_end_stream() && (repeat || !mirrors.is_empty()) {
-        true => Body::Shared(Tee::new(body, Rc::clone(&record.request_bytes), repeat)),
-        false => Body::Own(RequestBody::incoming(body, &record.request_bytes)),
+        true => Body::Shared(Tee::new(Arriving::new(body, &record.request_body, wait_for(hop.worker, grpc)), repeat)),
+        false => Body::Own(RequestBody::incoming(body, &record.request_body, wait_for(hop.worker, grpc))),
     };
     for mirror in mirrors {
         let version = version_to(hop.view.backend(&mirror.service, mirror.port), &asked);
         let mut copy = head.clone();
         aim(&mut copy, version, None, changes.host, changes.path.clone(), &record);
-        mirror::start(hop.worker, hop.view, mirror, version, Request::from_parts(copy, body.copy()));
+        mirror::start(
+            hop.worker,
+            hop.view,
+            mirror,
+            version,
+            Request::from_parts(copy, body.copy(&hop.worker.mirrors.behind)),
+        );
     }
     if let Err(answer) = filter(&backend.filters, &hop, &asked, prefix, &mut head, &mut changes) {
         return refuse(record, answer);
@@ -170,10 +177,10 @@ enum Body {
 
 impl Body {
     /// What a mirror is sent.
-    fn copy(&self) -> RequestBody {
+    fn copy(&self, all: &Behind) -> RequestBody {
         match self {
             Self::Own(_) => RequestBody::Empty,
-            Self::Shared(tee) => RequestBody::Copy(tee.copy()),
+            Self::Shared(tee) => RequestBody::Copy(tee.copy(all)),
         }
     }
 

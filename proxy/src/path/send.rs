@@ -12,25 +12,17 @@ use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 
 use super::attempt::{SendPolicy, Sent, send};
+use super::exact::upgrade_of;
 use super::http::{FORWARDED_CLIENT_CERT, begins_websocket, leave};
 use super::record::{Ending, Record, ResponseBody};
 use super::respond::{self, Answer};
 use super::{Closing, Worker};
 use crate::stage::balance::{Chosen, Destination};
-use crate::stage::body::RequestBody;
+use crate::stage::body::{RequestBody, Wait};
 use crate::stage::connect::{HttpVersion, Identity};
 use crate::stage::policy::Permit;
 use crate::stage::pool::Sender;
 use crate::stage::tls::Lifetime;
-
-/// The connection upgrade (such as `websocket`) that a request asks for. An upgrade to h2c is not one: it is dropped.
-pub(crate) fn upgrade_of(headers: &HeaderMap, version: Version) -> Option<HeaderValue> {
-    let upgrade = headers.get(UPGRADE).filter(|_| version == Version::HTTP_11)?;
-    let asked = headers.get_all(CONNECTION).iter().any(|line| {
-        line.as_bytes().split(|b| *b == b',').any(|token| token.trim_ascii().eq_ignore_ascii_case(b"upgrade"))
-    });
-    (asked && !upgrade.as_bytes().eq_ignore_ascii_case(b"h2c")).then(|| upgrade.clone())
-}
 
 /// Removes what concerns one connection only (RFC 9110 section 7.6.1), keeping `te: trailers` and the framing.
 pub(crate) fn strip_hop_by_hop(headers: &mut HeaderMap) {
@@ -102,9 +94,15 @@ pub(crate) async fn forward(
     if let Some(span) = &record.span {
         span.inject(&mut head.headers);
     }
-    let outgoing = Request::from_parts(head, RequestBody::incoming(body, &record.request_bytes));
+    let outgoing =
+        Request::from_parts(head, RequestBody::incoming(body, &record.request_body, wait_for(to.worker, grpc)));
     let sent = send(&to, outgoing, version, &mut record).await;
     finish(&to, sent, caller_side, grpc, record)
+}
+
+/// How long a piece of a request's body may not come. A gRPC stream may be quiet for as long as it likes.
+pub(crate) fn wait_for(worker: &Worker, grpc: bool) -> Wait {
+    Wait::most(worker.stall.filter(|_| !grpc))
 }
 
 /// The head as it goes on: the next hop's target form and version. Hop-by-hop fields were stripped.

@@ -5,6 +5,8 @@
 use std::cell::RefCell;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
@@ -88,6 +90,38 @@ pub async fn next(listener: &TcpListener) -> (TcpStream, SocketAddr) {
     }
 }
 
+/// Places for connections, shared by all workers: what is open at a time is bounded, so that descriptors and memory are.
+#[derive(Clone, Debug)]
+pub struct Room {
+    taken: Arc<AtomicUsize>,
+    most: usize,
+}
+
+/// A place that is taken until it is dropped.
+#[derive(Debug)]
+pub struct Place(Arc<AtomicUsize>);
+
+impl Room {
+    /// Room for `most` connections.
+    pub fn new(most: usize) -> Self {
+        Self { taken: Arc::default(), most }
+    }
+
+    /// Takes a place, if there is one.
+    pub fn take(&self) -> Option<Place> {
+        let taken = self.taken.fetch_add(1, Ordering::Relaxed);
+        // Dropped at once if there is none.
+        let place = Place(Arc::clone(&self.taken));
+        (taken < self.most).then_some(place)
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 /// Learns the original destination, or says why there is none to serve.
 pub fn original_dst(stream: TcpStream, peer: SocketAddr, own_ports: &[u16]) -> Result<Accepted, (TcpStream, Refused)> {
     let socket = SockRef::from(&stream);
@@ -149,6 +183,14 @@ pub fn reset_no_more(stream: &TcpStream) {
     let _ = SockRef::from(stream).set_linger(None);
 }
 
+/// Ends the connection when the other side takes nothing of what is sent for `stall` (TCP_USER_TIMEOUT): it neither
+/// acknowledges nor opens its window. A reader that is slow but reads is left alone, whatever its speed.
+pub fn limit_stall(stream: &TcpStream, stall: Option<Duration>) {
+    if stall.is_some() {
+        let _ = SockRef::from(stream).set_tcp_user_timeout(stall);
+    }
+}
+
 /// An IPv4-mapped IPv6 address as IPv4.
 fn unmapped(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())
@@ -166,6 +208,15 @@ pub fn addresses(port: u16, loopback: bool) -> [SocketAddr; 2] {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_place_is_free_again_when_its_connection_ends() {
+        let room = Room::new(2);
+        let (one, two) = (room.take(), room.take());
+        assert!(one.is_some() && two.is_some() && room.take().is_none());
+        drop(one);
+        assert!(room.take().is_some() && room.take().is_some());
+    }
 
     #[test]
     fn only_an_address_of_this_host_is_local() {

@@ -324,6 +324,7 @@ async fn start_http1(
 ) -> Result<http1::SendRequest<RequestBody>, ConnectError> {
     let (sender, connection) = http1::Builder::new()
         .max_buf_size(super::body::HTTP1_BUFFER)
+        .max_header_size(super::body::HTTP1_BUFFER)
         .handshake(TokioIo::new(stream))
         .await
         .map_err(|error| ConnectError::Http(address, error))?;

@@ -38,6 +38,13 @@ pub struct Gate {
 #[error("the server answered without asking for the body")]
 pub struct Withheld;
 
+/// A gate that is shut, and what it can be told by.
+fn shut() -> (Gate, Opener) {
+    let (sender, verdict) = oneshot::channel();
+    let gate = Gate { verdict, patience: Box::pin(tokio::time::sleep(PATIENCE)) };
+    (gate, Arc::new(Mutex::new(Some(sender))))
+}
+
 impl Gate {
     /// Whether the body may be read now.
     pub fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Withheld>> {
@@ -69,9 +76,8 @@ impl Expectation {
         if !expects {
             return None;
         }
-        let (sender, verdict) = oneshot::channel();
-        *gate = Some(Box::new(Gate { verdict, patience: Box::pin(tokio::time::sleep(PATIENCE)) }));
-        let opener: Opener = Arc::new(Mutex::new(Some(sender)));
+        let (closed, opener) = shut();
+        *gate = Some(Box::new(closed));
         let told = Arc::clone(&opener);
         hyper::ext::on_informational(request, move |answer| {
             if answer.status() == StatusCode::CONTINUE {
@@ -97,4 +103,34 @@ impl Drop for Expectation {
 fn tell(opener: &Opener, verdict: Verdict) -> bool {
     let sender = opener.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
     sender.is_some_and(|sender| sender.send(verdict).is_ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_is_held_back_until_the_server_wants_it_or_answers_without() {
+        let (mut gate, opener) = shut();
+        assert!(now(&mut gate).await.is_pending(), "nothing was heard yet");
+        assert!(tell(&opener, Verdict::Send));
+        assert!(poll_fn(|cx| gate.poll(cx)).await.is_ok(), "the server sent 100");
+
+        let (mut gate, opener) = shut();
+        drop(Expectation(opener));
+        assert!(poll_fn(|cx| gate.poll(cx)).await.is_err(), "the answer was read, or its reader went away");
+
+        let (mut gate, opener) = shut();
+        let begun = tokio::time::Instant::now();
+        assert!(poll_fn(|cx| gate.poll(cx)).await.is_ok(), "servers need not send 100");
+        assert_eq!(begun.elapsed().as_secs(), PATIENCE.as_secs());
+        drop(gate);
+        assert!(!Expectation(opener).give_up(), "the body is on its way");
+    }
+
+    async fn now(gate: &mut Gate) -> Poll<Result<(), Withheld>> {
+        poll_fn(|cx| Poll::Ready(gate.poll(cx))).await
+    }
 }

@@ -181,8 +181,11 @@ mod tests {
         [&head[..length], payload].concat()
     }
 
-    /// Frames with their payload, of a text that is fed in pieces of the given sizes, in turn.
-    fn decode(mut text: &[u8], pieces: &[usize]) -> (Vec<(Frame, Vec<u8>)>, Result<(), FrameError>) {
+    /// Frames with their payload, and how it ended.
+    type Decoded = (Vec<(Frame, Vec<u8>)>, Result<(), FrameError>);
+
+    /// Reads a text that is fed in pieces of the given sizes, in turn.
+    fn decode(mut text: &[u8], pieces: &[usize]) -> Decoded {
         let (mut decoder, mut found, mut sizes) = (Decoder::default(), Vec::new(), pieces.iter().cycle());
         while !text.is_empty() {
             let size = *sizes.next().expect("sizes never end");

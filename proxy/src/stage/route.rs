@@ -260,4 +260,38 @@ mod tests {
             assert_eq!(route.is_secured(), secured, "{route:?}");
         }
     }
+
+    #[test]
+    fn an_address_of_a_service_leads_to_endpoints_of_its_family() {
+        let rows: [(&[&str], bool, &[&str]); 5] = [
+            (&["10.0.0.1:8", "[fd00::1]:8"], true, &["10.0.0.1:8"]),
+            (&["10.0.0.1:8", "[fd00::1]:8", "[fd00::2]:8"], false, &["[fd00::1]:8", "[fd00::2]:8"]),
+            (&["10.0.0.1:8"], true, &["10.0.0.1:8"]),
+            // Better by the other family than not at all.
+            (&["10.0.0.1:8"], false, &["10.0.0.1:8"]),
+            (&[], true, &[]),
+        ];
+        for (given, ipv4, expected) in rows {
+            let endpoint = |address: &&str| Endpoint {
+                address: address.parse().expect("an address"),
+                workload: "users-1".into(),
+                identity: None,
+            };
+            let port = ServicePort {
+                port: 80,
+                protocol: ProtocolHint::Detect,
+                endpoints: given.iter().map(endpoint).collect(),
+                routes: Vec::new(),
+            };
+            let service = Service {
+                name: NamespacedName::new("shop", "users"),
+                addresses: Vec::new(),
+                ports: vec![port],
+                traffic: Default::default(),
+            };
+            let found = of_family(&Arc::new(service), ipv4);
+            let found: Vec<String> = found.ports[0].endpoints.iter().map(|one| one.address.to_string()).collect();
+            assert_eq!(found, expected, "{given:?}, IPv4: {ipv4}");
+        }
+    }
 }

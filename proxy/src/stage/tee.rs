@@ -1,8 +1,8 @@
 //! A body that is read more than once: again by the next attempt, and at the same time by copies for mirrors.
 //!
 //! What was read is kept while it may be read again, up to [`MOST_KEPT`]; beyond, the body flows on and cannot be repeated.
-//! A copy holds what its reader has not taken, up to [`MOST_BEHIND`]; one that falls further behind is cut, so that it
-//! never slows the original. Bytes are shared, not copied.
+//! A copy holds what its reader has not taken, up to [`MOST_BEHIND`] and what all copies of a worker may hold; one that falls
+//! further behind is cut, so that it never slows the original. Bytes are shared, not copied.
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::pin::Pin;
@@ -11,22 +11,21 @@ use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
-use hyper::body::Incoming;
 
-use super::body::BodyError;
+use super::body::{Arriving, BodyError};
 
 /// Bytes of a body that are kept for another attempt.
 pub const MOST_KEPT: usize = 64 * 1024;
 /// Bytes that a copy may be behind the original.
-pub const MOST_BEHIND: usize = 64 * 1024;
+pub const MOST_BEHIND: usize = 256 * 1024;
+/// Bytes that all copies of a worker may be behind their originals.
+pub const MOST_BEHIND_IN_ALL: usize = 16 * 1024 * 1024;
 
 /// The original. Cheap to clone.
-pub struct Tee<B = Incoming>(Rc<RefCell<Original<B>>>);
+pub struct Tee<B = Arriving>(Rc<RefCell<Original<B>>>);
 
 struct Original<B> {
     inner: B,
-    /// Bytes that came in.
-    count: Rc<Cell<u64>>,
     /// What came in, while it may be read again.
     kept: Vec<Frame<Bytes>>,
     kept_bytes: usize,
@@ -39,7 +38,7 @@ struct Original<B> {
 }
 
 /// One attempt's view of the body. Ends with an error once the next attempt has begun.
-pub struct Reader<B = Incoming> {
+pub struct Reader<B = Arriving> {
     original: Rc<RefCell<Original<B>>>,
     number: usize,
     /// How much of what is kept it has read.
@@ -49,11 +48,16 @@ pub struct Reader<B = Incoming> {
 /// A mirror's view of the body.
 pub struct Copy(Rc<Line>);
 
+/// Bytes that the copies of a worker are behind their originals.
+#[derive(Clone, Debug, Default)]
+pub struct Behind(Rc<Cell<usize>>);
+
 /// What one copy has not read yet.
 #[derive(Default)]
 struct Line {
     frames: RefCell<VecDeque<Frame<Bytes>>>,
     bytes: Cell<usize>,
+    all: Behind,
     end: Cell<End>,
     reader: Cell<Option<Waker>>,
 }
@@ -67,11 +71,10 @@ enum End {
 }
 
 impl<B> Tee<B> {
-    /// Takes `inner`, whose bytes are counted in `count`. `keep`: it may be read again.
-    pub fn new(inner: B, count: Rc<Cell<u64>>, keep: bool) -> Self {
+    /// Takes `inner`. `keep`: it may be read again.
+    pub fn new(inner: B, keep: bool) -> Self {
         Self(Rc::new(RefCell::new(Original {
             inner,
-            count,
             kept: Vec::new(),
             kept_bytes: 0,
             keeping: keep,
@@ -88,9 +91,11 @@ impl<B> Tee<B> {
         Reader { original: Rc::clone(&self.0), number: original.reader, next: 0 }
     }
 
-    /// A copy of all that comes in from now on.
-    pub fn copy(&self) -> Copy {
-        let line = Rc::new(Line::default());
+    /// A copy of all that comes in from now on; what it is behind is part of `all`.
+    pub fn copy(&self, all: &Behind) -> Copy {
+        let mut line = Line::default();
+        line.all = all.clone();
+        let line = Rc::new(line);
         self.0.borrow_mut().copies.push(Rc::downgrade(&line));
         Copy(line)
     }
@@ -122,7 +127,6 @@ impl<B: Body<Data = Bytes, Error: Into<BodyError>> + Unpin> Original<B> {
             }
         };
         let bytes = frame.data_ref().map_or(0, Bytes::len);
-        self.count.set(self.count.get() + bytes as u64);
         for copy in self.copies.iter().filter_map(Weak::upgrade) {
             copy.push(&frame, bytes);
         }
@@ -162,10 +166,11 @@ impl Line {
         if self.end.get() != End::Open {
             return;
         }
-        if self.bytes.get() + bytes > MOST_BEHIND {
+        if self.bytes.get() + bytes > MOST_BEHIND || self.all.0.get() + bytes > MOST_BEHIND_IN_ALL {
             return self.finish(End::Cut);
         }
         self.bytes.set(self.bytes.get() + bytes);
+        self.all.0.set(self.all.0.get() + bytes);
         self.frames.borrow_mut().push_back(duplicate(frame));
         self.wake();
     }
@@ -176,14 +181,26 @@ impl Line {
         }
         if end == End::Cut {
             self.frames.borrow_mut().clear();
+            self.taken(self.bytes.get());
         }
         self.wake();
+    }
+
+    fn taken(&self, bytes: usize) {
+        self.bytes.set(self.bytes.get() - bytes);
+        self.all.0.set(self.all.0.get() - bytes);
     }
 
     fn wake(&self) {
         if let Some(reader) = self.reader.take() {
             reader.wake();
         }
+    }
+}
+
+impl Drop for Line {
+    fn drop(&mut self) {
+        self.taken(self.bytes.get());
     }
 }
 
@@ -253,7 +270,7 @@ impl Body for Copy {
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let line = &self.0;
         if let Some(frame) = line.frames.borrow_mut().pop_front() {
-            line.bytes.set(line.bytes.get() - frame.data_ref().map_or(0, Bytes::len));
+            line.taken(frame.data_ref().map_or(0, Bytes::len));
             return Poll::Ready(Some(Ok(frame)));
         }
         match line.end.get() {
@@ -323,7 +340,7 @@ mod tests {
 
     fn tee(keep: bool) -> (Fed, Tee<Fed>) {
         let fed = Fed::default();
-        (fed.clone(), Tee::new(fed, Rc::default(), keep))
+        (fed.clone(), Tee::new(fed, keep))
     }
 
     #[tokio::test]
@@ -342,7 +359,6 @@ mod tests {
             "the first must not take what is the second's: {error:?}"
         );
         assert_eq!(second.collect().await.expect("a whole body").to_bytes().len(), 150);
-        assert_eq!(tee.0.borrow().count.get(), 150, "counted once");
         second = tee.read();
         assert_eq!(second.collect().await.expect("a whole body").to_bytes().len(), 150);
     }
@@ -365,7 +381,8 @@ mod tests {
     async fn a_copy_gets_all_while_it_keeps_up_and_is_cut_when_it_lags() {
         let (fed, tee) = tee(false);
         let mut reader = tee.read();
-        let (mut quick, mut slow) = (tee.copy(), tee.copy());
+        let all = Behind::default();
+        let (mut quick, mut slow) = (tee.copy(&all), tee.copy(&all));
         let mut copied = 0;
         for _ in 0..4 {
             fed.give(MOST_BEHIND / 2);
@@ -378,7 +395,7 @@ mod tests {
         assert!(quick.is_end_stream());
         let (bytes, error) = available(&mut slow).await;
         assert!(bytes == 0 && matches!(error, Some(BodyError::CopyCut)), "{bytes} {error:?}");
-        assert_eq!(slow.0.frames.borrow().len(), 0, "what it held is let go of");
+        assert_eq!((slow.0.frames.borrow().len(), all.0.get()), (0, 0), "what it held is let go of");
     }
 
     #[tokio::test]
@@ -386,9 +403,36 @@ mod tests {
         let (fed, tee) = tee(false);
         fed.give(10);
         let mut reader = tee.read();
-        let mut copy = tee.copy();
+        let all = Behind::default();
+        let mut copy = tee.copy(&all);
+        let unread = tee.copy(&all);
         assert_eq!(available(&mut reader).await.0, 10);
+        assert_eq!(all.0.get(), 20);
+        drop(unread);
+        assert_eq!(all.0.get(), 10, "what was behind is nobody's");
         drop((reader, tee));
         assert!(copy.frame().await.is_some_and(|frame| frame.is_err()));
+        assert_eq!(all.0.get(), 0);
+    }
+
+    #[tokio::test]
+    async fn all_copies_together_are_bounded() {
+        let all = Behind::default();
+        let copies: Vec<_> = (0..2 * MOST_BEHIND_IN_ALL / MOST_BEHIND)
+            .map(|_| async {
+                let (fed, tee) = tee(false);
+                let copy = tee.copy(&all);
+                fed.give(MOST_BEHIND);
+                available(&mut tee.read()).await;
+                (tee, copy)
+            })
+            .collect();
+        let mut held = Vec::new();
+        for copy in copies {
+            held.push(copy.await);
+            assert!(all.0.get() <= MOST_BEHIND_IN_ALL);
+        }
+        let whole = |(_, copy): &&(Tee<Fed>, Copy)| copy.0.end.get() == End::Open;
+        assert_eq!(held.iter().filter(whole).count(), MOST_BEHIND_IN_ALL / MOST_BEHIND);
     }
 }

@@ -13,6 +13,8 @@ use tokio_rustls::server::TlsStream as ServerTls;
 use tokio_rustls::{StartHandshake, client};
 use weft_certs::{Peer, Svid};
 
+use super::socket::Socket;
+
 /// ALPN of a connection that carries HTTP/1 requests, one after another.
 pub const ALPN_HTTP1: &[u8] = b"weft/http1";
 /// ALPN of an HTTP/2 connection.
@@ -64,7 +66,7 @@ const TLS_HANDSHAKE_RECORD: u8 = 22;
 /// A secured connection from another sidecar.
 pub struct Terminated {
     /// The connection.
-    pub stream: ServerTls<TcpStream>,
+    pub stream: ServerTls<Socket>,
     /// Who is at its other end.
     pub peer: Peer,
     /// What it carries.
@@ -132,7 +134,7 @@ pub async fn terminate(
     stream: TcpStream,
     config: Arc<ServerConfig>,
 ) -> Result<Terminated, HandshakeError> {
-    let handshake = StartHandshake::from_parts(hello, stream).into_stream(config);
+    let handshake = StartHandshake::from_parts(hello, Socket::new(stream)).into_stream(config);
     let stream = tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake).await.map_err(|_| HandshakeError::Timeout)??;
     let (_, connection) = stream.get_ref();
     let peer = weft_certs::tls_config::peer_of(connection);
@@ -147,9 +149,9 @@ pub async fn terminate(
 pub async fn originate(
     stream: TcpStream,
     config: Arc<rustls::ClientConfig>,
-) -> Result<(client::TlsStream<TcpStream>, Peer), HandshakeError> {
+) -> Result<(client::TlsStream<Socket>, Peer), HandshakeError> {
     let connector = tokio_rustls::TlsConnector::from(config);
-    let handshake = connector.connect(weft_certs::tls_config::server_name(), stream);
+    let handshake = connector.connect(weft_certs::tls_config::server_name(), Socket::new(stream));
     let stream = tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake).await.map_err(|_| HandshakeError::Timeout)??;
     let (_, connection) = stream.get_ref();
     match (weft_certs::tls_config::peer_of(connection), connection.alpn_protocol()) {
@@ -176,13 +178,12 @@ const FOREVER: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 
 impl Lifetime {
     /// Of a connection that both certificates authenticated: it ends with the first of them. The client side retires it
-    /// a fifth of our certificate's lifetime (at most a minute) earlier, the server side drains it a tenth earlier, so
-    /// that no request is on its way to a connection that closes.
+    /// a fifth of the time that is left now (at most a minute) earlier, the server side drains it a tenth earlier, so that
+    /// no request is on its way to a connection that closes.
     pub fn of(own: &Svid, peer: &Peer) -> Self {
         let left = |until: SystemTime| until.duration_since(SystemTime::now()).unwrap_or_default();
         let end = left(own.not_after().min(peer.not_after));
-        let whole = own.not_after().duration_since(own.not_before()).unwrap_or_default();
-        let margin = (whole / 5).min(LONGEST_MARGIN);
+        let margin = (end / 5).min(LONGEST_MARGIN);
         let now = Instant::now();
         Self { retire: now + end.saturating_sub(margin), drain: now + end.saturating_sub(margin / 2), end: now + end }
     }

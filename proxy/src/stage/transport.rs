@@ -8,15 +8,16 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
 use super::detect::Rewound;
+use super::socket::Socket;
 
 /// A connection, whatever protects it.
 pub enum Transport {
     /// Plain TCP, inside the pod or to a peer outside the mesh.
     Plain(TcpStream),
     /// mTLS, we are the server.
-    Server(Box<tokio_rustls::server::TlsStream<TcpStream>>),
+    Server(Box<tokio_rustls::server::TlsStream<Socket>>),
     /// mTLS, we are the client.
-    Client(Box<tokio_rustls::client::TlsStream<TcpStream>>),
+    Client(Box<tokio_rustls::client::TlsStream<Socket>>),
 }
 
 /// A [`Transport`] whose first bytes may have been looked at.
@@ -27,8 +28,8 @@ impl Transport {
     pub fn tcp(&self) -> &TcpStream {
         match self {
             Self::Plain(stream) => stream,
-            Self::Server(stream) => stream.get_ref().0,
-            Self::Client(stream) => stream.get_ref().0,
+            Self::Server(stream) => stream.get_ref().0.tcp(),
+            Self::Client(stream) => stream.get_ref().0.tcp(),
         }
     }
 

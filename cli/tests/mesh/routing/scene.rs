@@ -143,6 +143,7 @@ pub fn service(last: u8, port: u16) -> SocketAddr {
 
 /// Sends bytes and reads the answer until the connection ends.
 pub fn raw(pod: &Pod, target: SocketAddr, request: Vec<u8>) -> Result<Answer> {
+    let asked = String::from_utf8_lossy(&request).lines().next().unwrap_or_default().to_owned();
     let answer = within(pod, move || async move {
         let mut stream = TcpStream::connect(target).await?;
         stream.write_all(&request).await?;
@@ -153,7 +154,7 @@ pub fn raw(pod: &Pod, target: SocketAddr, request: Vec<u8>) -> Result<Answer> {
         Ok(answer)
     })?;
     let text = String::from_utf8_lossy(&answer).into_owned();
-    let (head, body) = text.split_once("\r\n\r\n").with_context(|| format!("no answer: {text}"))?;
+    let (head, body) = text.split_once("\r\n\r\n").with_context(|| format!("no answer to {asked}: {text}"))?;
     let status = head.split(' ').nth(1).context("no status")?.parse()?;
     Ok(Answer { status, head: head.to_owned(), body: body.to_owned() })
 }

@@ -4,18 +4,22 @@ mod client;
 mod messages;
 mod server;
 
+use std::net::{Ipv4Addr, SocketAddr};
+
 use anyhow::{Context, Result, ensure};
 use tonic::Code;
 use weft_loadtests::lab::{Process, Task};
 use weft_loadtests::mesh::eventually;
 
 use crate::fixture::{Case, HOST, PATIENCE, Pair, port, program, run, within};
+use crate::nginx::nginx;
 
 pub const CASES: &[Case] = &[
     Case::new("grpc_from_tonic_to_tonic", &[], tonic_to_tonic),
     Case::new("grpc_from_tonic_to_go", &["grpc-interop-server"], tonic_to_go),
     Case::new("grpc_from_go_to_tonic", &["grpc-interop-client"], go_to_tonic),
     Case::new("grpc_from_go_to_go", &["grpc-interop-client", "grpc-interop-server"], go_to_go),
+    Case::new("grpc_from_tonic_to_tonic_by_way_of_nginx", &["nginx"], by_nginx),
     Case::new("a_grpc_call_that_is_not_carried_ends_with_a_status", &[], statuses),
     Case::new("a_cancelled_grpc_call_is_cancelled_at_the_server", &[], cancellation),
 ];
@@ -87,6 +91,23 @@ fn go_to_tonic() -> Result<()> {
     let pair = Pair::start("grpc-gt")?;
     let _server = serve_tonic(&pair)?;
     from_go(&pair)
+}
+
+const PROXY: &str = "server {
+    listen 127.0.0.1:7000 http2;
+    location / { grpc_pass grpc://10.96.0.10:82; client_max_body_size 0; }
+}\n";
+
+fn by_nginx() -> Result<()> {
+    let pair = Pair::start("grpc-nginx")?;
+    let _server = serve_tonic(&pair)?;
+    let target = SocketAddr::from((Ipv4Addr::LOCALHOST, 7000));
+    let run = |case: &'static str| within(&pair.client.pod, move || client::run(case, target));
+    let _nginx = pair.serve_beside_client(nginx(&pair.client.pod, PROXY)?, || run("empty_unary"))?;
+    for case in INTEROP {
+        run(case).with_context(|| (*case).to_owned())?;
+    }
+    pair.carried_requests("grpc", 14.0)
 }
 
 fn serve_go(pair: &Pair) -> Result<Process> {

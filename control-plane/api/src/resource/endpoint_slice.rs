@@ -36,4 +36,6 @@ pub struct SliceEndpoint {
     pub ready: bool,
     /// Whether it still serves, for example while it ends.
     pub serving: bool,
+    /// Zones whose callers it is for; empty: no hint.
+    pub zones: Vec<String>,
 }

@@ -26,6 +26,8 @@ pub struct Service {
     pub ports: Vec<ServicePort>,
     /// How calls to it are carried.
     pub traffic: Traffic,
+    /// Whether `trafficDistribution` asks for endpoints of the caller's zone.
+    pub same_zone: bool,
 }
 
 /// A port of a Service.
@@ -83,8 +85,15 @@ impl Service {
             selector,
             ports,
             traffic: super::traffic::annotations(document)?,
+            same_zone: same_zone(&spec)?,
         })
     }
+}
+
+/// Values that this version does not know ask for nothing: Kubernetes may have new ones.
+fn same_zone(spec: &Fields<'_>) -> Result<bool, ResourceError> {
+    let asked = spec.get_non_null("trafficDistribution").map(|at| at.text()).transpose()?;
+    Ok(matches!(asked, Some("PreferClose" | "PreferSameZone")))
 }
 
 fn addresses(spec: &Fields<'_>) -> Result<Vec<IpAddr>, ResourceError> {

@@ -33,6 +33,8 @@ pub struct Workload {
     pub service_account: String,
     /// Its ports, as far as they are declared.
     pub ports: Vec<WorkloadPort>,
+    /// The node that it runs on, where there are nodes.
+    pub node: Option<String>,
     /// Whether a sidecar stands before it (the default), so that it is reached by mTLS or not at all.
     pub mesh: bool,
 }
@@ -92,6 +94,7 @@ impl Workload {
             addresses,
             service_account: service_account.to_owned(),
             ports,
+            node: None,
             mesh: spec.get("mesh").map(|at| at.boolean()).transpose()?.unwrap_or(DEFAULT_MESH),
         })
     }

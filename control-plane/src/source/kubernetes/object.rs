@@ -1,7 +1,7 @@
 //! From one object of the API to what the mesh needs of it. Pure.
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::{Namespace, Service};
+use k8s_openapi::api::core::v1::{Namespace, Node, Service};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::DynamicObject;
 use kube::core::PartialObjectMeta;
@@ -13,7 +13,7 @@ use weft_api::resource::{
 use weft_api::wire::MAX_PORTS;
 
 use super::objects::Object;
-use crate::source::{Event, Kind, ResourceKey, fingerprint};
+use crate::source::{Event, Kind, ResourceKey, ZONE_LABEL, fingerprint};
 
 /// What the mesh needs of an object.
 #[derive(Debug)]
@@ -73,6 +73,13 @@ pub(super) fn namespace(namespace: &PartialObjectMeta<Namespace>) -> Option<Seen
             }
         }
     })
+}
+
+/// A node: its zone.
+pub(super) fn node(node: &PartialObjectMeta<Node>) -> Option<Seen> {
+    let name = node.metadata.name.clone()?;
+    let zone = node.metadata.labels.as_ref().and_then(|labels| labels.get(ZONE_LABEL)).cloned();
+    Some(Seen::Known(Event::Node { name, zone: zone.filter(|zone| !zone.is_empty()) }))
 }
 
 /// A Service.

@@ -32,6 +32,7 @@ pub(super) fn workload(pod: &Pod) -> Option<Workload> {
         addresses: addresses(pod),
         service_account: spec.service_account_name.clone().unwrap_or_else(|| "default".to_owned()),
         ports: ports(pod),
+        node: spec.node_name.clone(),
         mesh: !host_network && containers(pod).any(|container| container.name == SIDECAR),
     })
 }

@@ -77,6 +77,12 @@ fn endpoint(endpoint: &v1::Endpoint) -> Result<SliceEndpoint, String> {
         // Unknown counts as ready, and as serving what ready says.
         ready: conditions.ready.unwrap_or(true),
         serving: conditions.serving.or(conditions.ready).unwrap_or(true),
+        zones: endpoint
+            .hints
+            .iter()
+            .flat_map(|hints| hints.for_zones.iter().flatten())
+            .map(|zone| zone.name.clone())
+            .collect(),
     })
 }
 
@@ -93,7 +99,8 @@ mod tests {
             "addressType": "IPv4",
             "ports": [{"name": "http", "port": 8080}, {"name": "dns", "port": 53, "protocol": "UDP"}, {"name": "all"}],
             "endpoints": [
-                {"addresses": ["10.1.0.5"], "targetRef": {"kind": "Pod", "name": "web-1"}},
+                {"addresses": ["10.1.0.5"], "targetRef": {"kind": "Pod", "name": "web-1"},
+                 "hints": {"forZones": [{"name": "a"}, {"name": "b"}]}},
                 {"addresses": ["10.1.0.6"], "conditions": {"ready": false, "serving": true, "terminating": true}},
                 {"addresses": ["not-an-address"]},
                 {"addresses": ["239.1.2.3"]},
@@ -106,6 +113,10 @@ mod tests {
         assert_eq!(found.ports, [SlicePort { name: "http".into(), port: 8080 }]);
         let seen: Vec<_> = found.endpoints.iter().map(|e| (e.pod.as_deref(), e.ready, e.serving)).collect();
         assert_eq!(seen, [(Some("web-1"), true, true), (None, false, true)]);
+        assert_eq!(
+            (found.endpoints[0].zones.as_slice(), found.endpoints[1].zones.len()),
+            (&["a", "b"].map(str::to_owned)[..], 0)
+        );
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
-use weft_api::resource::{DEFAULT_POLICY_ANNOTATION, PORT_PROTOCOLS_ANNOTATION};
+use weft_api::resource::{DEFAULT_POLICY_ANNOTATION, PORT_PROTOCOLS_ANNOTATION, traffic_annotations};
 
 use super::{PREFIX, parse_object};
 use crate::webhook::injector::{self, INJECT_ANNOTATION, InjectorConfig, NamespaceMeta, Outcome};
@@ -25,7 +25,9 @@ const OF_NAMESPACES: &[&str] = &[
     "weft.dev/access-log",
 ];
 /// Annotations that a Service may have.
-const OF_SERVICES: &[&str] = &[PORT_PROTOCOLS_ANNOTATION];
+fn of_services() -> Vec<&'static str> {
+    [PORT_PROTOCOLS_ANNOTATION].into_iter().chain(traffic_annotations()).collect()
+}
 
 /// Judges what is new in a Namespace's annotations and labels.
 pub(super) fn of_namespace(review: &Review) -> Result<Vec<String>, String> {
@@ -99,11 +101,14 @@ fn check_defaults(review: &Review, mut annotations: BTreeMap<String, String>) ->
 pub(super) fn of_service(review: &Review) -> Result<Vec<String>, String> {
     let mut warnings = Vec::new();
     for (_, key, text) in changed(review, &["annotations"]) {
-        warnings.extend(spelling(&format!("Service {}/{}", review.namespace, review.object_name()), key, OF_SERVICES)?);
-        if key == PORT_PROTOCOLS_ANNOTATION {
+        let (known, object) = (of_services(), format!("Service {}/{}", review.namespace, review.object_name()));
+        warnings.extend(spelling(&object, key, &known)?);
+        if known.contains(&key) {
             let mut object = json!({"apiVersion": "v1", "kind": "Service", "spec": {}});
             object["metadata"]["annotations"][key] = text.into();
             parse_object(&object, &review.namespace, review.object_name()).map_err(|fault| fault.to_string())?;
+        }
+        if key == PORT_PROTOCOLS_ANNOTATION {
             let ports = review.object.pointer("/spec/ports").and_then(Value::as_array).map(Vec::as_slice);
             let has = |port: &str| {
                 let port = port.parse::<u64>().ok();
@@ -211,6 +216,11 @@ mod tests {
             ("Service", "annotations", "weft.dev/port-protocols", "80-20=http", Err("`80-20=http`")),
             ("Service", "annotations", "weft.dev/port-protocols", "abc", Err("`abc`")),
             ("Service", "annotations", "weft.dev/port-protocol", "80=http", Err("Write `weft.dev/port-protocols`")),
+            ("Service", "annotations", "weft.dev/request-timeout", "15s", Ok(0)),
+            ("Service", "annotations", "weft.dev/request-timeout", "15", Err("Write a time up to 24h")),
+            ("Service", "annotations", "weft.dev/max-request", "5", Err("Write `weft.dev/max-requests`")),
+            ("Service", "annotations", "weft.dev/retry-budget", "120", Err("from 0 to 100")),
+            ("Service", "annotations", "weft.dev/of-a-later-version", "x", Ok(1)),
             ("ConfigMap", "annotations", "weft.dev/inject", "nonsense", Ok(0)),
         ];
         for (kind, place, key, text, expected) in rows {

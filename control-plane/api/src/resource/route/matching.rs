@@ -38,7 +38,7 @@ pub(crate) fn expression(at: &At<'_>, most: usize) -> Result<String, ResourceErr
     let text = short(at, most)?;
     Pattern::compile(text).map(|_| text.to_owned()).map_err(|fault| {
         at.error(
-            format_args!("is {}, which cannot be used ({fault})", quoted(text)),
+            format_args!("is {}, and {fault}", quoted(text)),
             "Write a regular expression in the syntax of RE2, without look-around or back references.",
         )
     })
