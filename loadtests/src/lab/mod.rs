@@ -83,6 +83,7 @@ mod topology;
 
 pub use capture::{Capture, packet_socket};
 pub use diagnose::Unavailable;
+pub(crate) use enter::STAGE;
 pub use enter::{Entered, Options, available, enter, init};
 pub use frames::{Frame, Frames, Segment, Stream};
 pub use nix::sys::signal::Signal;

@@ -157,6 +157,7 @@ fn worker(server: SocketAddr) -> Worker {
         stall: None,
         own_ports: [1, 2, 3],
         local: LocalAddresses::default(),
+        stall: None,
         open: Arc::default(),
     }
 }

@@ -143,6 +143,7 @@ where
     let opening = streams.clone();
     let service = service_fn(move |request| {
         let stall = opening.open();
+        // Boxed where it begins: hyper keeps room for it with every connection, and moves it there.
         let answer = Box::pin(handler(request));
         async move { unless_reset(answer.await).map(|answer| answer.map(|body| stall.follow(body))) }
     });

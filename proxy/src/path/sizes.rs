@@ -21,8 +21,8 @@ fn the_state_of_connections_and_requests_stays_small() {
     let rows = [
         ("inbound connection", of_future(inbound::handle), 7_000),
         ("outbound connection", of_future(outbound::handle), 7_500),
-        ("inbound request", request_in, 5_200),
-        ("outbound request", request_out, 5_300),
+        ("inbound request", request_in, 5_400),
+        ("outbound request", request_out, 5_400),
         ("record of a request", size_of::<Record>(), 450),
         ("answer's body", size_of::<ResponseBody>(), 400),
     ];

