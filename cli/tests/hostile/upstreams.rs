@@ -147,10 +147,13 @@ async fn say2(mut stream: TcpStream, answer: fn(u32) -> Vec<u8>) -> std::io::Res
     Ok(())
 }
 
+/// A name, what the server answers a stream with, and the statuses that the caller may get.
+type EndingRow = (&'static str, fn(u32) -> Vec<u8>, &'static [u16]);
+
 fn http2_endings() -> Result<()> {
     let bench = Bench::start("endings")?;
     let pod = evil(&bench)?;
-    let rows: [(&str, fn(u32) -> Vec<u8>, &[u16]); 6] = [
+    let rows: [EndingRow; 6] = [
         ("every stream is reset", |stream| frame(RST_STREAM, 0, stream, &[0, 0, 0, 2]), &[502]),
         ("a GOAWAY that takes nothing", |_| frame(GOAWAY, 0, 0, &[0, 0, 0, 0, 0, 0, 0, 0]), &[502, 503]),
         ("a GOAWAY with an error", |_| frame(GOAWAY, 0, 0, &[0, 0, 0, 0, 0, 0, 0, 11]), &[502, 503]),

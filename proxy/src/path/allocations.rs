@@ -157,7 +157,6 @@ fn worker(server: SocketAddr) -> Worker {
         stall: None,
         own_ports: [1, 2, 3],
         local: LocalAddresses::default(),
-        stall: None,
         open: Arc::default(),
     }
 }
