@@ -64,7 +64,7 @@ mod tests {
     #[test]
     fn kubectl_is_told_what_may_follow() {
         for (words, expected) in [
-            (vec!["get", ""], vec!["edges", "policies", "workloads"]),
+            (vec!["get", ""], vec!["edges", "policies", "routes", "workloads"]),
             (vec!["get", "wo"], vec!["workloads"]),
             (vec!["get", "workloads", "-o", ""], vec!["json", "wide", "yaml"]),
             (vec!["check", "--output", "j"], vec!["json"]),

@@ -27,6 +27,8 @@ pub const ADMIN_PORT: u16 = 4291;
 pub struct MeshOptions {
     /// The `weft` binary.
     pub weft: OsString,
+    /// The `weft-proxy` binary, which images of sidecars hold; `None`: sidecars are `weft proxy`.
+    pub weft_proxy: Option<OsString>,
     /// Lifetime of certificates, such as `1h` or `10s`.
     pub certificate_lifetime: String,
     /// Further arguments of every sidecar.
@@ -40,6 +42,7 @@ impl MeshOptions {
     pub fn new(weft: impl Into<OsString>) -> Self {
         Self {
             weft: weft.into(),
+            weft_proxy: None,
             certificate_lifetime: "1h".to_owned(),
             proxy_arguments: vec!["--access-log".into(), "all".into()],
             control_plane_arguments: Vec::new(),
@@ -262,8 +265,12 @@ impl Mesh {
     /// Starts a pod's sidecar without waiting.
     pub fn spawn_sidecar(&self, pod: &MeshPod) -> Result<Process> {
         let token = self.token(&pod.spec)?;
-        let program = Program::new(&self.options.weft)
-            .args(["proxy", "--workload", pod.spec.name.as_str(), "--proxy-mark", PROXY_MARK])
+        let program = match &self.options.weft_proxy {
+            Some(weft_proxy) => Program::new(weft_proxy),
+            None => Program::new(&self.options.weft).arg("proxy"),
+        };
+        let program = program
+            .args(["--workload", pod.spec.name.as_str(), "--proxy-mark", PROXY_MARK])
             .args(["--control-plane", self.control_plane_address(&pod.pod).to_string().as_str()])
             .arg("--trust-bundle")
             .arg(self.trust_bundle())

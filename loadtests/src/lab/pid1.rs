@@ -6,7 +6,7 @@
 use super::enter::{LISTENER, PARENT, STAGE, close_stdin, own_arguments, supervise, supervised_signals, this_program};
 use super::netlink;
 use nix::errno::Errno;
-use nix::mount::{MsFlags, mount};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
@@ -66,6 +66,17 @@ pub(crate) fn mount_private_files() -> Result<PathBuf, Errno> {
     let directory = point.join("weft-lab");
     fs::create_dir(&directory).map_err(|error| error.raw_os_error().map_or(Errno::EIO, Errno::from_raw))?;
     Ok(directory)
+}
+
+/// A tmpfs of one lab's own, so that a lab which fills its disk fills no other's.
+pub(crate) fn mount_files(directory: &Path) -> Result<(), Errno> {
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+    mount(Some("weft-lab"), directory, Some("tmpfs"), flags, Some("mode=0755,size=1g"))
+}
+
+/// Takes it away, once nobody uses it.
+pub(crate) fn unmount_files(directory: &Path) {
+    let _ = umount2(directory, MntFlags::MNT_DETACH);
 }
 
 /// A fresh `/proc` shows the lab's own processes (refused where a container masks parts of the old one); a fresh

@@ -71,7 +71,9 @@ impl Lab {
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
         let directory = Path::new(&parent).join(format!("{name}-{}-{number}", std::process::id()));
         let files = Files { hosts: directory.join("hosts"), resolv_conf: directory.join("resolv.conf") };
-        fs::create_dir_all(directory.join("switch"))
+        fs::create_dir(&directory)
+            .and_then(|()| pid1::mount_files(&directory).map_err(io::Error::from))
+            .and_then(|()| fs::create_dir(directory.join("switch")))
             .and_then(|()| fs::write(&files.hosts, hosts_text(&State::default())))
             .and_then(|()| fs::write(&files.resolv_conf, "# names are in /etc/hosts\n"))
             .map_err(|error| Error::new(format!("write in {}", directory.display()), error))?;
@@ -191,6 +193,7 @@ impl Drop for Lab {
         pods.iter().for_each(Pod::stop_running);
         kill_stragglers(&pods.iter().map(|pod| pod.inner.namespace.inode).collect::<Vec<_>>());
         pods.iter().for_each(|pod| pod.inner.namespace.end());
+        pid1::unmount_files(&self.directory);
         let _ = fs::remove_dir_all(&self.directory);
     }
 }

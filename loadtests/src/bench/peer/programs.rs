@@ -57,7 +57,7 @@ fn is_inside() -> bool {
     std::env::var_os(STAGE).is_some()
 }
 
-/// `weft` beside this program, brought up to date where cargo started us.
+/// `weft` and `weft-proxy` beside this program, brought up to date where cargo started us.
 fn build_weft() -> Result<PathBuf> {
     let own = std::env::current_exe()?;
     let folder = own.parent().context("this program is in a folder")?;
@@ -71,7 +71,8 @@ fn build_weft() -> Result<PathBuf> {
         };
         let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).join("../Cargo.toml");
         let mut build = Command::new(cargo);
-        build.args(["build", "-p", "weft", "--bin", "weft", "--profile", profile, "--manifest-path"]).arg(manifest);
+        build.args(["build", "-p", "weft", "-p", "weft-proxy", "--bins", "--profile", profile, "--manifest-path"]);
+        build.arg(manifest);
         ensure!(build.status()?.success(), "cargo could not build weft");
     }
     ensure!(weft.is_file(), "there is no {}: build it, or give --weft PATH", weft.display());

@@ -64,6 +64,9 @@ spec:
 pub(super) fn start(weft: &Path, proxy_arguments: &[String]) -> Result<Pair> {
     let mut options = MeshOptions::new(weft);
     options.proxy_arguments = proxy_arguments.to_vec();
+    // What the images of sidecars hold, where it was built too.
+    let alone = weft.with_file_name("weft-proxy");
+    options.weft_proxy = alone.is_file().then(|| alone.into());
     let mesh = Mesh::start("weft", options)?;
     mesh.write("bench.yaml", RESOURCES)?;
     // One family, as the other peers use.

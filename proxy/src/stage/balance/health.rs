@@ -171,6 +171,10 @@ impl Health {
     }
 
     pub(super) fn succeeded(&self, now: Instant, latency: Duration) {
+        // What was asked before an ejection tells how it was then.
+        if self.recovered_at.get().is_some_and(|at| now.saturating_duration_since(at) < latency) {
+            return;
+        }
         self.failures.set(0);
         self.observe(now, latency);
         self.window.answers.set(self.window.answers.get() + 1);
@@ -263,6 +267,19 @@ mod tests {
         health.succeeded(start + DECAY, 10 * MS);
         let now = estimate(DECAY);
         assert!(now > 0.05 && now < 0.1, "one fast answer does not undo a slow one: {now}");
+    }
+
+    #[test]
+    fn an_answer_to_what_was_asked_before_an_ejection_says_nothing_of_now() {
+        let start = Instant::now();
+        let health = Health::new(start, false);
+        health.eject(start);
+        health.recover(start + 2 * FIRST_EJECTION);
+        let now = start + 3 * FIRST_EJECTION;
+        health.succeeded(now, 2 * FIRST_EJECTION);
+        assert_eq!(health.estimate(now), None, "it would be passed over for what is long mended");
+        health.succeeded(now, 10 * MS);
+        assert!((health.estimate(now).expect("known") - 0.01).abs() < 1e-9);
     }
 
     #[test]
