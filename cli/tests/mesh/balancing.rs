@@ -287,8 +287,9 @@ fn at_once(pair: &Pair, count: usize, path: &'static str) -> Result<BTreeMap<(u1
 
 fn limits() -> Result<()> {
     let rows = [
-        ("weft.dev/max-requests: '4'", 4, "too_many_requests"),
-        ("weft.dev/max-connections: '1', weft.dev/max-pending-requests: '3'", 4, "too_many_requests_pending"),
+        ("weft.dev/max-requests: '4'", 4..=4, "too_many_requests"),
+        // One on the connection, unless that is just coming back from the request before, and three that wait for it.
+        ("weft.dev/max-connections: '1', weft.dev/max-pending-requests: '3'", 3..=4, "too_many_requests_pending"),
     ];
     let pair = Pair::with("limits", one_worker())?;
     let _app = pair.serve_http()?;
@@ -297,7 +298,8 @@ fn limits() -> Result<()> {
         pair.settle()?;
         let came = at_once(&pair, 12, "/delay/700")?;
         let shed = came.get(&(503, label.to_owned())).copied().unwrap_or_default();
-        ensure!(shed == 12 - served && came.get(&(200, String::new())) == Some(&served), "{annotations}: {came:?}");
+        let came_back = came.get(&(200, String::new())).copied().unwrap_or_default();
+        ensure!(came_back + shed == 12 && served.contains(&came_back), "{annotations}: {came:?}");
         let counted = pair.client.metric("weft_requests_shed_total", &[&format!("reason=\"{label}\"")])?;
         ensure!(counted == shed as f64, "{counted}");
         let again = at_once(&pair, 1, "/")?;

@@ -234,6 +234,16 @@ fn no_such_port() -> Result<()> {
     Ok(())
 }
 
+/// A request that takes a while, on a connection of its own.
+fn ask_once(web: SocketAddr) -> std::io::Result<String> {
+    let mut stream = std::net::TcpStream::connect(web)?;
+    stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+    stream.write_all(b"GET /delay/50 HTTP/1.1\r\nhost: server\r\nconnection: close\r\n\r\n")?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text)?;
+    Ok(text)
+}
+
 fn spread() -> Result<()> {
     let pair = Pair::start("spread")?;
     let second = pair.mesh.pod(WorkloadSpec::new("server-2", "server"))?;
@@ -241,18 +251,13 @@ fn spread() -> Result<()> {
     let mut counts = [0; 2];
     let web = pair.web();
     let answers = pair.client.pod.run(move || async move {
-        // Closed connections, so that the choice is made anew each time.
         let mut answers = Vec::new();
-        for _ in 0..60 {
-            let answer = tokio::task::spawn_blocking(move || -> std::io::Result<String> {
-                let mut stream = std::net::TcpStream::connect(web)?;
-                stream.set_read_timeout(Some(Duration::from_secs(10)))?;
-                stream.write_all(b"GET / HTTP/1.1\r\nhost: server\r\nconnection: close\r\n\r\n")?;
-                let mut text = String::new();
-                stream.read_to_string(&mut text)?;
-                Ok(text)
-            });
-            answers.push(answer.await);
+        // Ten at once: load is what is under way.
+        for _ in 0..6 {
+            let asking: Vec<_> = (0..10).map(|_| tokio::task::spawn_blocking(move || ask_once(web))).collect();
+            for asked in asking {
+                answers.push(asked.await);
+            }
         }
         answers
     })?;
