@@ -63,7 +63,9 @@ spec:
 
 pub(super) fn start(weft: &Path, proxy_arguments: &[String]) -> Result<Pair> {
     let mut options = MeshOptions::new(weft);
-    options.proxy_arguments = proxy_arguments.to_vec();
+    // The idle connections are more than a quarter of the descriptors that a process may have here and there.
+    options.proxy_arguments = vec!["--max-connections".into(), "9000".into()];
+    options.proxy_arguments.extend_from_slice(proxy_arguments);
     // What the images of sidecars hold, where it was built too.
     let alone = weft.with_file_name("weft-proxy");
     options.weft_proxy = alone.is_file().then(|| alone.into());
