@@ -77,12 +77,12 @@ fn spans() -> Result<()> {
 fn access_log() -> Result<()> {
     let pair = Pair::start("logs")?;
     let _app = pair.serve_http()?;
-    ensure!(pair.get("/logged?secret=4711")?.0 == 200);
+    ensure!(pair.get("/logged?secret=sealed-letter")?.0 == 200);
     for pod in [&pair.client, &pair.server] {
         let line = pod.sidecar()?.wait_for_line(|line| line.contains("/logged"), PATIENCE)?;
         let line: serde_json::Value = serde_json::from_str(&line).with_context(|| line.clone())?;
         ensure!(line["status"] == 200 && line["source"] == "client" && line["destination"] == "server", "{line}");
-        ensure!(!line.to_string().contains("4711"), "the query string is not logged: {line}");
+        ensure!(!line.to_string().contains("sealed-letter"), "the query string is not logged: {line}");
     }
     Ok(())
 }
