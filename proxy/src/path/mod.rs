@@ -6,6 +6,7 @@ mod attempt;
 mod exact;
 pub mod http;
 pub mod inbound;
+mod judge;
 mod limits;
 mod mirror;
 pub mod outbound;
@@ -15,6 +16,7 @@ mod routed;
 pub mod send;
 #[cfg(test)]
 mod sizes;
+mod streams;
 
 pub use mirror::Mirrors;
 
