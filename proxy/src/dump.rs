@@ -90,7 +90,8 @@ pub(crate) fn explain(view: Option<&MeshView>, query: &BTreeMap<String, String>)
     let path = path::normalize(text("path").unwrap_or("/")).map_err(|why| format!("path: {}", why.label()))?;
     let host =
         path::normalize_host(text("host").unwrap_or("localhost")).map_err(|why| format!("host: {}", why.label()))?;
-    let http = text("method").map(|method| HttpRequest { method, path: &path, host: &host, headers: &headers });
+    let http =
+        text("method").map(|method| HttpRequest { method, path: &path, host: &host, headers: &headers, claims: None });
     let decision = view.config.inbound.policy.decide(Source { identity: identity.as_ref(), address }, port, http);
     Ok(
         json!({ "allowed": decision.allowed, "policy": decision.label().to_string(), "explanation": decision.explain() }),

@@ -264,6 +264,7 @@ fn engine(set: &PolicySet, call: &Call, with_shadow: bool) -> Option<Verdict> {
         path: &http.path,
         host: &http.host,
         headers: &headers,
+        claims: None,
     });
     let decision = if with_shadow { set.shadow(source, call.port, http)? } else { set.decide(source, call.port, http) };
     Some((decision.allowed, decision.policy.map(ToString::to_string), decision.reason))

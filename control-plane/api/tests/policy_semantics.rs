@@ -40,7 +40,9 @@ fn decide<'s>(set: &'s PolicySet, who: &str, port: u16, request: &str) -> Decisi
     let headers = HeaderMap::new();
     let words: Vec<&str> = request.split(' ').collect();
     match words[..] {
-        [method, host, path] => set.decide(source, port, Some(HttpRequest { method, path, host, headers: &headers })),
+        [method, host, path] => {
+            set.decide(source, port, Some(HttpRequest { method, path, host, headers: &headers, claims: None }))
+        }
         _ => set.decide(source, port, None),
     }
 }

@@ -57,7 +57,7 @@ fn judge(
     let (host, path) = (normalize_host(host)?, normalize(path)?);
     let id = SpiffeId::parse("spiffe://cluster.local/ns/shop/sa/client").unwrap();
     let source = Source { identity: Some(&id), address: [10, 0, 0, 1].into() };
-    let http = HttpRequest { method, path: &path, host: &host, headers };
+    let http = HttpRequest { method, path: &path, host: &host, headers, claims: None };
     Ok((set.decide(source, 8080, Some(http)).allowed, path.into_owned()))
 }
 

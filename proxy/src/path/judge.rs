@@ -89,7 +89,13 @@ impl Connection {
             true => host.into(),
             false => path::normalize_host(host).map_err(|why| refuse(record, why.label(), "the Host header"))?,
         };
-        let http = HttpRequest { method: method.as_str(), path: &compared, host: &host, headers: request.headers() };
+        let http = HttpRequest {
+            method: method.as_str(),
+            path: &compared,
+            host: &host,
+            headers: request.headers(),
+            claims: None,
+        };
         let view = self.worker.view();
         let judged = policy::admit(&view.config.inbound.policy, &self.caller, self.target.port(), Some(http));
         self.count(&judged);

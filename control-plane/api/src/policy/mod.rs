@@ -9,12 +9,14 @@ use weft_certs::SpiffeId;
 
 use crate::resource::{AuthorizationPolicy, NamespacedName, Subject};
 
+pub mod claims;
 mod compiled;
 mod host;
 pub mod path;
 pub mod pattern;
 mod set;
 
+pub use claims::Claims;
 pub use set::{AppliedPolicy, PolicySet};
 
 /// Who calls.
@@ -37,6 +39,8 @@ pub struct HttpRequest<'a> {
     pub host: &'a str,
     /// Header fields (conditions).
     pub headers: &'a http::HeaderMap,
+    /// What the request's token claims, once verified; `None`: it has no token.
+    pub claims: Option<&'a Claims>,
 }
 
 /// A decision with its reason: policy and rule are named.
