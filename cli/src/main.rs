@@ -5,6 +5,7 @@ mod crds;
 mod demo;
 mod inject;
 mod kubernetes;
+mod policy;
 
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
@@ -50,6 +51,9 @@ enum Command {
     /// The control plane's audit log.
     #[command(subcommand)]
     Audit(AuditCommand),
+    /// Try policies out on calls before they are in force, and explain those that are.
+    #[command(subcommand)]
+    Policy(Box<policy::PolicyCommand>),
     Crds(crds::CrdsArgs),
     /// Install the CNI plugin on this node, keep it there and answer its questions.
     CniAgent(cni::AgentArgs),
@@ -167,6 +171,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             ProxyCommand { proxy: Some(args), .. } => weft_proxy::app::run(Settings::resolve(args)?)?,
             ProxyCommand { .. } => anyhow::bail!("nothing to run: see `weft proxy --help`"),
         },
+        Command::Policy(command) => return policy::main(&command),
         Command::Crds(args) => crds::main(&args)?,
         Command::CniAgent(args) => cni::agent(args)?,
         Command::Inject(args) => return inject::main(&args),

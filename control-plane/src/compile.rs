@@ -97,6 +97,11 @@ pub fn shared(model: &Model, previous: &Shared, changed: &BTreeSet<String>) -> S
     }
 }
 
+/// What is shared, as far as it bears on what a workload enforces for itself: enough for [`inbound`].
+pub fn denied(model: &Model) -> Shared {
+    Shared { denied_identities: Arc::new(model.denied().cloned().collect()), ..Shared::default() }
+}
+
 /// `previous` with what it holds of the `changed` namespaces replaced by `anew`.
 fn renewed<T: PartialEq>(
     previous: &Arc<BTreeMap<NamespacedName, Arc<T>>>,

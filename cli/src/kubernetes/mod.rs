@@ -11,7 +11,7 @@ mod forward;
 pub(crate) mod get;
 mod names;
 mod objects;
-mod output;
+pub(crate) mod output;
 mod policy_kinds;
 pub(crate) mod version;
 

@@ -39,7 +39,7 @@ impl ListFormat {
 
 /// A column of a table.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Column {
+pub(crate) enum Column {
     /// Always shown.
     Always(&'static str),
     /// Shown with `-o wide`.
@@ -48,29 +48,29 @@ pub(super) enum Column {
 
 /// Rows under headings.
 #[derive(Debug)]
-pub(super) struct Table {
+pub(crate) struct Table {
     columns: Vec<Column>,
     rows: Vec<Vec<String>>,
 }
 
 impl Table {
-    pub(super) fn new(columns: Vec<Column>) -> Self {
+    pub(crate) fn new(columns: Vec<Column>) -> Self {
         Self { columns, rows: Vec::new() }
     }
 
     /// Adds a row with a cell for each column; an empty cell is shown as `-`.
-    pub(super) fn row(&mut self, cells: Vec<String>) {
+    pub(crate) fn row(&mut self, cells: Vec<String>) {
         assert_eq!(cells.len(), self.columns.len(), "a cell for each column");
         self.rows
             .push(cells.iter().map(|cell| if cell.is_empty() { "-".to_owned() } else { printable(cell) }).collect());
     }
 
-    pub(super) fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.rows.is_empty()
     }
 
     /// Aligned, three spaces between columns, nothing behind the last.
-    pub(super) fn render(&self, wide: bool) -> String {
+    pub(crate) fn render(&self, wide: bool) -> String {
         let shown: Vec<(usize, &str)> = self
             .columns
             .iter()
@@ -101,7 +101,7 @@ impl Table {
 }
 
 /// `value` as text of that form.
-pub(super) fn machine<T: Serialize>(value: &T, format: Format) -> anyhow::Result<String> {
+pub(crate) fn machine<T: Serialize>(value: &T, format: Format) -> anyhow::Result<String> {
     Ok(match format {
         Format::Json => format!("{}\n", serde_json::to_string_pretty(value)?),
         Format::Yaml => serde_saphyr::to_string(value)?,
@@ -118,7 +118,7 @@ pub(crate) fn print(text: &str) -> anyhow::Result<()> {
 }
 
 /// One line of `text` without what could act on a terminal or reorder what is read.
-pub(super) fn printable(text: &str) -> String {
+pub(crate) fn printable(text: &str) -> String {
     let acts = |c: char| {
         c.is_control()
             || matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}')
@@ -133,7 +133,7 @@ pub(super) fn printable(text: &str) -> String {
 }
 
 /// A length of time in at most two units, as kubectl shows ages: `45s`, `12m`, `5h30m`, `3d4h`.
-pub(super) fn span(seconds: u64) -> String {
+pub(crate) fn span(seconds: u64) -> String {
     let (days, hours, minutes) = (seconds / 86_400, seconds / 3_600 % 24, seconds / 60 % 60);
     match (days, hours, minutes) {
         (0, 0, 0) => format!("{seconds}s"),
@@ -147,7 +147,7 @@ pub(super) fn span(seconds: u64) -> String {
 }
 
 /// `1 pod`, `3 pods`.
-pub(super) fn counted(number: usize, what: &str) -> String {
+pub(crate) fn counted(number: usize, what: &str) -> String {
     format!("{number} {what}{}", if number == 1 { "" } else { "s" })
 }
 

@@ -2,6 +2,7 @@
 //!
 //! - [`resource`]: YAML or JSON in, valid values out, or an error that says what to write instead;
 //! - [`policy`]: paths and hosts in one normal form, and who may call what, with the reason;
+//! - [`case`]: calls with the decisions that are expected of them;
 //! - [`routing`]: routes of the Gateway API, as they are told and judged;
 //! - [`ports`], [`probe`]: what injector and sidecar agree on;
 //! - [`workload`]: what one sidecar is told;
@@ -10,6 +11,7 @@
 //!
 //! This crate does no I/O and reads no clock.
 
+pub mod case;
 pub mod duration;
 pub mod policy;
 pub mod ports;

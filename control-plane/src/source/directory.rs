@@ -69,6 +69,13 @@ impl Drop for DirectorySource {
     }
 }
 
+/// What a directory says now, whole and read once; nothing of it is followed or kept. `denied` is the list of denied
+/// identities.
+pub fn read_once(resources: PathBuf, denied: Option<PathBuf>) -> Batch {
+    let (batch, _) = Reader::new(resources, denied, None).read(SystemTime::now(), Duration::ZERO);
+    batch.unwrap_or_default()
+}
+
 fn read_until_stopped(mut reader: Reader, mut watch: Watch, sender: &mpsc::Sender<Batch>, stop: &AtomicBool) {
     let mut settle = Duration::ZERO;
     loop {

@@ -15,9 +15,11 @@ mod host;
 pub mod path;
 pub mod pattern;
 mod set;
+mod trace;
 
 pub use claims::Claims;
 pub use set::{AppliedPolicy, PolicySet};
+pub use trace::{PolicyTrace, RuleTrace, trace};
 
 /// Who calls.
 #[derive(Clone, Copy, Debug)]

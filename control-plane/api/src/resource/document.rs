@@ -187,6 +187,11 @@ struct Document<'t> {
     lines_before: usize,
 }
 
+/// The documents of `text` that have content, each with the number of lines before it.
+pub(crate) fn documents(text: &str) -> Vec<(&str, usize)> {
+    split(text).into_iter().map(|document| (document.text, document.lines_before)).collect()
+}
+
 /// Splits at the markers `---` and `...`, which YAML allows at the start of a line for nothing else (YAML 1.2 section
 /// 9.1.2), so that each document is parsed by itself. Documents without content are left out.
 fn split(text: &str) -> Vec<Document<'_>> {

@@ -43,6 +43,7 @@ pub use target::{Subject, Target};
 pub use traffic::traffic_annotations;
 pub use workload::{Workload, WorkloadPort};
 
+pub(crate) use document::documents;
 pub(crate) use yaml::parse_text;
 
 /// `apiVersion` of Weft's own kinds.

@@ -88,6 +88,9 @@ impl<'n> At<'n> {
     pub(crate) fn new(path: impl Into<String>, node: &'n Node) -> Self {
         Self { path: path.into(), node }
     }
+    pub(crate) fn node(&self) -> &'n Node {
+        self.node
+    }
     pub(crate) fn line(&self) -> usize {
         self.node.line
     }
