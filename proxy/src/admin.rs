@@ -1,7 +1,7 @@
 //! The admin port: what may be asked of a running sidecar.
 //!
 //! `/metrics`, `/ready` and `/live` answer anybody, and so does `/probe/…`, by which the kubelet has the application
-//! checked (see [`crate::probe`]). `/config` and `/explain` reveal the sidecar's state and answer loopback only, and only
+//! checked (see [`crate::probe`]). `/config`, `/explain` and `/refusals` reveal the sidecar's state and answer loopback only, and only
 //! under a loopback name (a browser that was sent here by a foreign page names that page's host). Nothing here changes
 //! state. Paths are matched byte for byte, methods are GET and HEAD, header fields must
 //! arrive within 2 s and fit in 8 KiB: the port is open to the pod's network and must be dull to attack.
@@ -119,11 +119,11 @@ impl Admin {
             // The absolute form is for proxies, which this is not.
             Some(_) => "",
         };
-        let private = matches!(path, "/config" | "/explain");
+        let private = matches!(path, "/config" | "/explain" | "/refusals");
         if !private && !matches!(path, "/metrics" | "/ready" | "/live") {
             return refusal(
                 StatusCode::NOT_FOUND,
-                "no such page; there are /metrics, /ready, /live, /config and /explain",
+                "no such page; there are /metrics, /ready, /live, /config, /explain and /refusals",
             );
         }
         if private && !peer.to_canonical().is_loopback() {
@@ -149,6 +149,13 @@ impl Admin {
                 Ok(explanation) => json_response(StatusCode::OK, &explanation),
                 Err(reason) => refusal(StatusCode::BAD_REQUEST, &reason),
             },
+            "/refusals" => {
+                let asked = parameters(request.uri().query().unwrap_or_default());
+                match asked.get("last").map_or(Ok(usize::MAX), |last| last.parse()) {
+                    Ok(last) => json_response(StatusCode::OK, &self.telemetry.refusals(last)),
+                    Err(_) => refusal(StatusCode::BAD_REQUEST, "last is not a number"),
+                }
+            }
             _ => json_response(StatusCode::OK, &json!({"live": true})),
         }
     }

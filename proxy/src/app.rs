@@ -8,6 +8,7 @@ use anyhow::Context;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
+use weft_api::observation::Observations;
 
 use crate::admin;
 use crate::config::Settings;
@@ -163,6 +164,7 @@ async fn supervise(
         draining,
         workload::Publish { view: set_view, bundle: set_bundle },
         tell_workload(&telemetry),
+        take_calls(&telemetry),
     ));
     tokio::spawn(limits(view.clone(), set_limiter));
     tokio::spawn(readiness(view.clone(), identity.clone(), phase.clone(), set_ready));
@@ -239,6 +241,11 @@ fn tell_workload(telemetry: &Arc<Telemetry>) -> impl Fn(workload::Event) + use<>
     }
 }
 
+fn take_calls(telemetry: &Arc<Telemetry>) -> impl Fn() -> Observations + use<> {
+    let telemetry = Arc::clone(telemetry);
+    move || telemetry.take_calls()
+}
+
 /// Rebuilds the limits when the configuration changes; what did not change keeps its counters.
 async fn limits(mut view: watch::Receiver<Option<Arc<MeshView>>>, publish: watch::Sender<Arc<Limiter>>) {
     let mut known = None;
@@ -296,9 +303,11 @@ fn serve_admin(
     view: watch::Receiver<Option<Arc<MeshView>>>,
     identity: watch::Receiver<Option<Arc<Identity>>>,
 ) -> anyhow::Result<()> {
-    let shown = view.clone();
+    let (shown, proven) = (view.clone(), identity.clone());
     let config = move || dump::config(shown.borrow().as_deref(), identity.borrow().as_deref());
-    let explain = move |query: &BTreeMap<String, String>| dump::explain(view.borrow().as_deref(), query);
+    let explain = move |query: &BTreeMap<String, String>| {
+        dump::explain(view.borrow().as_deref(), proven.borrow().as_deref(), query)
+    };
     let prober = Prober::new(settings.probes.clone(), settings.own_ports(), settings.args.proxy_mark);
     let server = admin::Admin::new(Arc::clone(telemetry), ready, Box::new(config), Box::new(explain), prober);
     for address in accept::addresses(settings.args.admin_port, false) {

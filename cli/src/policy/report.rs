@@ -2,8 +2,8 @@
 use std::fmt::Write as _;
 
 use serde::Serialize;
+use weft_api::verdict::Verdict;
 
-use super::judge::Verdict;
 use crate::kubernetes::output::{Column, Table, counted};
 
 /// All cases.
@@ -70,7 +70,7 @@ pub(super) fn text(report: &Report) -> String {
     let mut table = Table::new(columns.map(Column::Always).to_vec());
     for row in &report.cases {
         let result = if row.passed { "ok" } else { "FAILED" };
-        let cells = [result, row.title(), &row.wanted(), row.verdict.decision, &row.verdict.decider()];
+        let cells = [result, row.title(), &row.wanted(), &row.verdict.decision, &row.verdict.decider()];
         table.row(cells.map(str::to_owned).to_vec());
     }
     let mut text = table.render(false);

@@ -81,7 +81,8 @@ fn run(mesh: &Mesh, file: &str, case: &Case) -> Result<Row, String> {
     let is_by = |decider: &str| {
         by.is_none_or(|by| decider == by || decider.strip_prefix(case.call.to.namespace()) == Some(&format!("/{by}")))
     };
-    let failing = verdicts.iter().find(|(_, verdict)| !(verdict.is(case.expect) && is_by(&verdict.by)));
+    let failing =
+        verdicts.iter().find(|(_, verdict)| !(verdict.decision == case.expect.as_str() && is_by(&verdict.by)));
     let passed = failing.is_none();
     let several = verdicts.len() > 1;
     let Some((target, verdict)) = failing.or(verdicts.first()) else {

@@ -3,6 +3,8 @@
 //! - [`resource`]: YAML or JSON in, valid values out, or an error that says what to write instead;
 //! - [`policy`]: paths and hosts in one normal form, and who may call what, with the reason;
 //! - [`case`]: calls with the decisions that are expected of them;
+//! - [`verdict`]: what becomes of a call, and what each policy says of it;
+//! - [`observation`]: calls that sidecars judged;
 //! - [`routing`]: routes of the Gateway API, as they are told and judged;
 //! - [`ports`], [`probe`]: what injector and sidecar agree on;
 //! - [`workload`]: what one sidecar is told;
@@ -13,11 +15,13 @@
 
 pub mod case;
 pub mod duration;
+pub mod observation;
 pub mod policy;
 pub mod ports;
 pub mod probe;
 pub mod report;
 pub mod resource;
 pub mod routing;
+pub mod verdict;
 pub mod wire;
 pub mod workload;

@@ -16,6 +16,7 @@ use crate::workload::{Inbound, MeshedWorkload, Service, WorkloadConfig};
 mod decode;
 mod encode;
 mod message;
+mod observed;
 mod report;
 
 pub use decode::{MAX_ADDRESSES, MAX_ENDPOINTS, MAX_POLICIES, MAX_PORTS, MAX_ROUTES};
@@ -23,6 +24,7 @@ pub use message::{
     SidecarMessage, SignRequest, decode_sidecar_message, decode_sign_request, decode_sign_response,
     encode_sidecar_message, encode_sign_request, encode_sign_response,
 };
+pub use observed::{MAX_OBSERVED, observed_parts};
 pub use report::{decode_report_part, encode_report};
 
 /// Generated messages, clients and servers.

@@ -1,9 +1,10 @@
 //! What the control plane tells this sidecar: one stream, joined again when it breaks; what was last told stays in force.
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
+use weft_api::observation::Observations;
 use weft_api::wire::proto::discovery_client::DiscoveryClient;
 use weft_api::wire::{self, SidecarMessage, proto};
 use weft_api::workload::WorkloadConfig;
@@ -16,6 +17,9 @@ use crate::stage::route::MeshView;
 
 /// Longest wait before joining the stream again.
 const LONGEST_WAIT: Duration = Duration::from_secs(5);
+
+/// How often the control plane is told which calls were judged.
+const OBSERVE: Duration = Duration::from_secs(10);
 
 /// What the feed needs.
 #[derive(Clone, Debug)]
@@ -58,6 +62,7 @@ pub async fn run(
     mut draining: watch::Receiver<bool>,
     publish: Publish,
     told: impl Fn(Event),
+    judged: impl Fn() -> Observations,
 ) {
     let mut backoff = Backoff::new(LONGEST_WAIT);
     loop {
@@ -67,7 +72,8 @@ pub async fn run(
         };
         let Some(current) = current else { continue };
         identity.mark_unchanged();
-        let joined = join(&source, &current, &mut identity, &mut draining, &publish, &mut backoff, &told).await;
+        let joined =
+            join(&source, &current, &mut identity, &mut draining, &publish, &mut backoff, (&told, &judged)).await;
         told(Event::Connected(false));
         match joined {
             // A new certificate: the stream is joined again with it at once.
@@ -91,7 +97,7 @@ async fn join(
     draining: &mut watch::Receiver<bool>,
     publish: &Publish,
     backoff: &mut Backoff,
-    told: &impl Fn(Event),
+    (told, judged): (&impl Fn(Event), &impl Fn() -> Observations),
 ) -> Result<(), String> {
     let svid = &current.svid;
     let channel = source.control_plane.connect(Some(svid), svid.bundle()).await.map_err(|e| with_causes(&e))?;
@@ -112,6 +118,7 @@ async fn join(
     told(Event::Connected(true));
     // Deltas build on what this stream told before; the first update replaces everything.
     let mut told_so_far: Option<WorkloadConfig> = None;
+    let mut observe = tokio::time::interval_at((Instant::now() + OBSERVE).into(), OBSERVE);
     loop {
         tokio::select! {
             update = updates.message() => match update {
@@ -133,9 +140,22 @@ async fn join(
             changed = identity.changed() => return changed.map_err(|_| "stopping".to_owned()),
             Ok(()) = draining.changed() => {
                 say.send(wire::encode_sidecar_message(&SidecarMessage::Draining)).await.map_err(gone)?;
+                tell_calls(&say, judged()).await.map_err(gone)?;
             }
+            _ = observe.tick() => tell_calls(&say, judged()).await.map_err(gone)?,
         }
     }
+}
+
+/// Tells of the calls that were judged. What is under way when the stream breaks is lost: a count for people, not a ledger.
+async fn tell_calls(
+    say: &mpsc::Sender<proto::SidecarMessage>,
+    observations: Observations,
+) -> Result<(), mpsc::error::SendError<proto::SidecarMessage>> {
+    for part in wire::observed_parts(observations) {
+        say.send(wire::encode_sidecar_message(&SidecarMessage::Observed(part))).await?;
+    }
+    Ok(())
 }
 
 /// Puts an update in force, whole or not at all.

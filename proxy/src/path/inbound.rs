@@ -19,6 +19,7 @@ use super::attempt::SendPolicy;
 use super::exact::host_of;
 use super::http::{Broken, FORWARDED_CLIENT_CERT, RequestEnds, leave, serve};
 use super::judge::admit_stream;
+use super::observe::keep_refusal;
 use super::record::{Ending, Record, ResponseBody};
 use super::respond;
 use super::send::{Forwarding, forward};
@@ -322,7 +323,10 @@ impl Connection {
         let judged = host.and_then(|host| self.judge(&request, host.as_ref(), &mut record));
         let (permit, path) = match judged {
             Ok(judged) => judged,
-            Err(answer) => return leave(&self.closing, record.answer(answer.into_response(grpc))),
+            Err(answer) => {
+                keep_refusal(&self, &record, &answer);
+                return leave(&self.closing, record.answer(answer.into_response(grpc)));
+            }
         };
         self.tell_application(&mut request);
         let to = Forwarding {

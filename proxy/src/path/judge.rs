@@ -12,12 +12,13 @@ use super::Worker;
 use super::exact::bad_request;
 use super::http::begins_websocket;
 use super::inbound::Connection;
+use super::observe::observe;
 use super::record::{Ending, Record};
 use super::respond::Answer;
 use crate::stage::policy::{self, Caller, Denial, Judged, Permit};
 use crate::stage::rate_limit::Limited;
 use crate::stage::route::MeshView;
-use crate::telemetry::Verdict;
+use crate::telemetry::{Protocol, Verdict};
 
 /// What policy says of a byte stream of this caller now.
 pub(super) fn admit_stream(worker: &Worker, caller: &Caller, port: u16) -> Judged {
@@ -30,13 +31,14 @@ impl Connection {
         admit_stream(&self.worker, &self.caller, self.target.port())
     }
 
-    pub(super) fn count(&self, judged: &Judged) {
+    pub(super) fn count(&self, judged: &Judged, protocol: Protocol, request: Option<(&str, &str)>) {
         let telemetry = &self.worker.telemetry;
         let verdict = if judged.permit.is_ok() { Verdict::Allow } else { Verdict::Deny };
         telemetry.authorization(verdict, &judged.policy);
         if let Some(shadow) = &judged.shadow {
             telemetry.authorization(Verdict::ShadowDeny, shadow);
         }
+        observe(self, judged, protocol, request);
     }
 
     /// Returns once a configuration that is newer than the one seen in `view` forbids what was permitted.
@@ -98,7 +100,7 @@ impl Connection {
         };
         let view = self.worker.view();
         let judged = policy::admit(&view.config.inbound.policy, &self.caller, self.target.port(), Some(http));
-        self.count(&judged);
+        self.count(&judged, record.ends.protocol, Some((method.as_str(), &compared)));
         let permit = judged.permit.map_err(|denial| {
             let answer = Answer::new(StatusCode::FORBIDDEN, "denied", denial.explanation.clone());
             record.ending = Ending::Denied { policy: denial.policy, reason: denial.explanation };

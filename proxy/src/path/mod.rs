@@ -9,6 +9,7 @@ pub mod inbound;
 mod judge;
 mod limits;
 mod mirror;
+mod observe;
 pub mod outbound;
 mod record;
 mod respond;

@@ -5,6 +5,7 @@ use bytes::BytesMut;
 
 use super::http::{idle_must_close, told_to_leave};
 use super::inbound::{Connection, SILENCE, refused};
+use super::observe::keep_stream_refusal;
 use super::record::Ending;
 use super::until;
 use crate::stage::forward::{self as carry, Side};
@@ -13,7 +14,7 @@ use crate::stage::policy::Permit;
 use crate::stage::tls;
 use crate::stage::transport::{Stream, Transport};
 use crate::stage::tunnel::Tunnel;
-use crate::telemetry::{ConnectionEvent, OpenConnection};
+use crate::telemetry::{ConnectionEvent, OpenConnection, Protocol};
 
 /// A sidecar's connection without a byte stream for this long is closed. Longer than clients keep idle ones.
 const STREAM_TIMEOUT: Duration = Duration::from_secs(120);
@@ -87,7 +88,7 @@ impl Connection {
         let mut view = worker.view.clone();
         view.mark_unchanged();
         let judged = self.admit_stream();
-        self.count(&judged);
+        self.count(&judged, Protocol::Tcp, None);
         let open = worker.telemetry.connection_opened(&self.ends);
         let permitted = match judged.permit {
             Err(denial) => Err(Ending::Denied { policy: denial.policy, reason: denial.explanation }),
@@ -98,6 +99,7 @@ impl Connection {
         };
         let outcome = match permitted {
             Err(refusal) => {
+                keep_stream_refusal(self, &refusal);
                 caller.cut();
                 refusal
             }

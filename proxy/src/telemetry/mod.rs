@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::SystemTime;
 
 mod access_log;
+mod calls;
 mod cells;
 mod context;
 mod event;
@@ -17,17 +18,20 @@ pub mod log;
 mod metrics;
 mod process;
 mod rate;
+mod refusals;
 mod series;
 mod text;
 mod trace;
 mod worker;
 
 pub use access_log::AccessLogMode;
+pub use calls::JudgedCall;
 pub use event::{
     ConnectionEvent, Direction, Ends, Outcome, Party, Protocol, Refusal, RequestEvent, TraceIds, TrafficEvent, Verdict,
 };
 pub use export::OtlpSettings;
 pub use log::{LineSink, LogGuard};
+pub use refusals::RefusedCall;
 pub use trace::{ActiveSpan, Kind};
 pub use worker::{OpenConnection, WorkerTelemetry};
 
@@ -81,6 +85,8 @@ pub struct Telemetry {
     lines: LineSink,
     tracing: Option<trace::Tracing>,
     workers: AtomicU32,
+    calls: calls::Calls,
+    refusals: refusals::Refusals,
 }
 
 impl Telemetry {
@@ -91,7 +97,15 @@ impl Telemetry {
             Some(otlp) => Some(trace::Tracing::start(otlp, &settings.workload, metrics.clone())?),
             None => None,
         };
-        Ok(Arc::new(Self { metrics, access_log: settings.access_log, lines, tracing, workers: AtomicU32::new(0) }))
+        Ok(Arc::new(Self {
+            metrics,
+            access_log: settings.access_log,
+            lines,
+            tracing,
+            workers: AtomicU32::new(0),
+            calls: calls::Calls::default(),
+            refusals: refusals::Refusals::default(),
+        }))
     }
 
     /// The part that one worker thread uses. It stays on that thread.
@@ -107,6 +121,16 @@ impl Telemetry {
     /// All metrics in the older Prometheus text format ([`CLASSIC_TEXT`]).
     pub fn encode_classic(&self) -> String {
         metrics::classic(&self.metrics.encode())
+    }
+
+    /// The calls that were judged since this was asked last.
+    pub fn take_calls(&self) -> weft_api::observation::Observations {
+        self.calls.take(std::time::Instant::now())
+    }
+
+    /// The last `most` calls that were refused or limited, the newest first.
+    pub fn refusals(&self, most: usize) -> serde_json::Value {
+        serde_json::to_value(self.refusals.last(most)).unwrap_or_default()
     }
 
     /// The end of validity of the certificate in use.

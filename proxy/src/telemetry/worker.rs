@@ -12,8 +12,10 @@ use http::HeaderMap;
 
 use super::Telemetry;
 use super::access_log::AccessLog;
+use super::calls::{JudgedCall, WorkerCalls};
 use super::cells::{Cells, OVERHEAD, REQUEST_DURATION};
 use super::event::{ConnectionEvent, Direction, Ends, Outcome, Party, Refusal, RequestEvent, TrafficEvent, Verdict};
+use super::refusals::RefusedCall;
 use super::series::{Labels, Series, Status, tcp};
 use super::trace::{ActiveSpan, Kind, SpanSource};
 
@@ -46,6 +48,7 @@ struct Worker {
     rate_limit: RefCell<Table<LimitName>>,
     refused: RefCell<Table<(Direction, &'static str)>>,
     traffic: RefCell<Table<(TrafficEvent, Party)>>,
+    calls: WorkerCalls,
     log: AccessLog,
     spans: Option<SpanSource>,
 }
@@ -97,6 +100,7 @@ impl WorkerTelemetry {
             rate_limit: RefCell::default(),
             refused: RefCell::default(),
             traffic: RefCell::default(),
+            calls: WorkerCalls::default(),
             log,
             spans,
         }))
@@ -177,6 +181,16 @@ impl WorkerTelemetry {
         let cells = worker.cells(Series::Authorization { verdict, policy: policy.clone() });
         cells.add(0, 1);
         remember(&mut table, (verdict, policy), cells);
+    }
+
+    /// Counts a call that was judged, for those who write policies.
+    pub fn judged(&self, call: JudgedCall<'_>) {
+        self.0.calls.count(&self.0.shared.calls, call);
+    }
+
+    /// Keeps a call that was refused, for those who ask why.
+    pub fn keep_refusal(&self, call: &RefusedCall<'_>) {
+        self.0.shared.refusals.keep(call);
     }
 
     /// Counts a copy of a request that a route's mirror asked for; `answered`: whatever its status.

@@ -75,7 +75,7 @@ fn addresses(messages: &[Vec<u8>], field: &str) -> Result<Vec<IpAddr>, WireError
     messages.iter().enumerate().map(|(index, bytes)| address(bytes, || format!("{field}[{index}]"))).collect()
 }
 
-fn port(number: u32, field: impl Fn() -> String) -> Result<u16, WireError> {
+pub(super) fn port(number: u32, field: impl Fn() -> String) -> Result<u16, WireError> {
     u16::try_from(number).ok().filter(|port| *port > 0).ok_or_else(|| WireError::new(field(), "a port is 1 to 65535"))
 }
 

@@ -4,7 +4,8 @@ use std::time::Duration;
 use weft_certs::TrustBundle;
 
 use super::proto::sidecar_message::Message;
-use super::{WireError, decode, encode, proto};
+use super::{WireError, decode, encode, observed, proto};
+use crate::observation::Observations;
 use crate::resource::is_dns_subdomain;
 
 /// Bytes of a PKCS#10 request.
@@ -31,6 +32,8 @@ pub enum SidecarMessage {
     },
     /// The sidecar is about to stop.
     Draining,
+    /// Calls that it judged since it told last: at most [`super::MAX_OBSERVED`] of them in one message.
+    Observed(Observations),
 }
 
 /// A request for a certificate.
@@ -64,6 +67,7 @@ pub fn encode_sidecar_message(message: &SidecarMessage) -> proto::SidecarMessage
             Message::Ack(proto::Ack { version: *version, error: error.map(shortened).unwrap_or_default() })
         }
         SidecarMessage::Draining => Message::Draining(proto::Draining {}),
+        SidecarMessage::Observed(observations) => Message::Observations(observed::encode(observations)),
     };
     proto::SidecarMessage { message: Some(message) }
 }
@@ -86,6 +90,7 @@ pub fn decode_sidecar_message(message: proto::SidecarMessage) -> Result<SidecarM
             Ok(SidecarMessage::Ack { version: ack.version, error: Some(ack.error).filter(|error| !error.is_empty()) })
         }
         Message::Draining(_) => Ok(SidecarMessage::Draining),
+        Message::Observations(observations) => observed::decode(observations).map(SidecarMessage::Observed),
     }
 }
 
