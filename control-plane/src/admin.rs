@@ -1,5 +1,5 @@
-//! The admin endpoints: /metrics, /ready and /live for everybody; /workloads, /config/errors and /config/idle-policies,
-//! which tell of the mesh, for callers on loopback that name this host as loopback (a web page cannot reach them by rebinding a name).
+//! The admin endpoints: /metrics, /ready and /live for everybody; /workloads, /config/errors, /config/idle-policies
+//! and /api/v1/calls, which tell of the mesh, for callers on loopback that name this host as loopback (a web page cannot reach them by rebinding a name).
 //!
 //! Nothing here changes anything. A caller that sends its headers slower than 2 seconds is cut off.
 use std::convert::Infallible;
@@ -8,7 +8,8 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use axum::Router;
-use axum::extract::{Request, State};
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{Query, Request, State};
 use axum::http::{StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Json, Response};
@@ -21,6 +22,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use tower::Service as _;
 
+use crate::calls::HOURS;
 use crate::metrics;
 use crate::publish::Publisher;
 use crate::replicas::ask::Replicas;
@@ -86,6 +88,7 @@ fn router(admin: Admin) -> Router {
         .route("/workloads", get(workloads))
         .route("/config/errors", get(config_errors))
         .route("/config/idle-policies", get(idle_policies))
+        .route("/api/v1/calls", get(judged_calls))
         .route_layer(middleware::from_fn(loopback_only));
     Router::new()
         .route("/live", get(|| async { "live\n" }))
@@ -122,6 +125,39 @@ async fn config_errors(State(admin): State<Admin>) -> Response {
 
 async fn idle_policies(State(admin): State<Admin>) -> Response {
     Json(admin.publisher.idle_policies()).into_response()
+}
+
+/// What is asked of the calls.
+#[derive(serde::Deserialize)]
+struct CallsQuery {
+    /// How far back, the present hour among them.
+    #[serde(default = "all_hours")]
+    hours: u32,
+    /// Calls to this namespace alone.
+    namespace: Option<String>,
+}
+
+fn all_hours() -> u32 {
+    HOURS
+}
+
+async fn judged_calls(State(admin): State<Admin>, query: Result<Query<CallsQuery>, QueryRejection>) -> Response {
+    let query = match query {
+        Ok(Query(query)) if (1..=HOURS).contains(&query.hours) => query,
+        _ => {
+            let remedy =
+                format!("write ?hours=N with N from 1 to {HOURS}, and &namespace=NAME if you want one alone\n");
+            return (StatusCode::BAD_REQUEST, remedy).into_response();
+        }
+    };
+    let mut list = match &admin.replicas {
+        Some(replicas) => replicas.calls(query.hours).await,
+        None => admin.publisher.judged_calls(query.hours),
+    };
+    if let Some(namespace) = query.namespace {
+        list.calls.retain(|row| row.destination.namespace == namespace);
+    }
+    Json(list).into_response()
 }
 
 async fn loopback_only(request: Request, next: Next) -> Response {

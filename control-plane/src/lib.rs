@@ -11,6 +11,7 @@ pub mod admin;
 pub mod app;
 pub mod audit;
 pub mod ca;
+pub mod calls;
 pub mod cluster;
 pub mod compile;
 pub mod config;

@@ -15,6 +15,7 @@ use weft_api::workload::WorkloadConfig;
 use weft_certs::{Peer, SpiffeId};
 
 use crate::audit::{Audit, Entry};
+use crate::calls::Calls;
 use crate::compile::{self, Shared};
 use crate::metrics::Metrics;
 use crate::model::{Endpoints, Model};
@@ -22,6 +23,7 @@ use crate::source::{Batch, ConfigError, Event, Kind};
 
 use programmed::{Fingerprints, Targets};
 
+mod calls;
 pub mod programmed;
 pub mod routes;
 mod subscription;
@@ -36,6 +38,7 @@ const STREAMS_OF_A_WORKLOAD: usize = 8;
 pub struct Publisher {
     state: Mutex<State>,
     activity: watch::Sender<u64>,
+    calls: Mutex<Calls>,
     audit: Arc<Audit>,
     metrics: Metrics,
 }
@@ -155,7 +158,8 @@ impl Publisher {
             route_faults: BTreeSet::new(),
             complete: false,
         };
-        Self { state: Mutex::new(state), activity: watch::Sender::new(version), audit, metrics }
+        let (state, activity) = (Mutex::new(state), watch::Sender::new(version));
+        Self { state, activity, calls: Mutex::default(), audit, metrics }
     }
 
     /// Takes in what a source found.
@@ -307,6 +311,10 @@ impl Publisher {
             }
             (_, None) => {}
         }
+    }
+
+    fn calls(&self) -> MutexGuard<'_, Calls> {
+        self.calls.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

@@ -210,6 +210,10 @@ impl Stream {
                 self.subscription.draining();
                 Ok(())
             }
+            SidecarMessage::Observed(seen) => {
+                self.subscription.observed(seen);
+                Ok(())
+            }
             SidecarMessage::Hello { .. } => Err(Status::invalid_argument("only the first message may be hello")),
         }
     }

@@ -4,8 +4,9 @@ use std::path::PathBuf;
 
 use clap::Args;
 use weft_api::case::Callee;
+use weft_api::observation::Destination;
 use weft_api::resource::{DefaultPolicy, NamespacedName, Resource, Service, TargetPort, Workload};
-use weft_api::workload::Inbound;
+use weft_api::workload::{Inbound, Traffic};
 use weft_certs::TrustDomain;
 use weft_control_plane::compile;
 use weft_control_plane::model::{Endpoints, Model};
@@ -102,6 +103,43 @@ impl Mesh {
                 )),
             },
         }
+    }
+
+    /// Whether the documents declare anything in `namespace`.
+    pub(super) fn speaks_of(&self, namespace: &str) -> bool {
+        self.model.namespace(namespace).is_some()
+            || self.model.services(namespace).next().is_some()
+            || self.model.workloads(namespace).next().is_some()
+            || self.model.authorization_policies(namespace).next().is_some()
+    }
+
+    /// The workloads to which calls were seen. Services that the documents do not declare lead there all the same: a
+    /// directory may hold policies alone.
+    pub(super) fn observed(&self, destination: &Destination) -> Target {
+        let mut model = self.model.clone();
+        for name in &destination.services {
+            let name = NamespacedName::new(&*destination.namespace, &**name);
+            if model.service(&name).is_none() {
+                model.apply(Event::Applied(Resource::Service(Service {
+                    name,
+                    labels: BTreeMap::new(),
+                    annotations: BTreeMap::new(),
+                    addresses: Vec::new(),
+                    selector: destination.labels.clone(),
+                    ports: Vec::new(),
+                    traffic: Traffic::DEFAULT,
+                    same_zone: false,
+                })));
+            }
+        }
+        let Destination { namespace, labels, service_account, .. } = destination;
+        Self { model, trust_domain: self.trust_domain.clone() }.stand_in(
+            namespace,
+            labels,
+            service_account,
+            0,
+            "localhost".to_owned(),
+        )
     }
 
     fn behind(&self, service: &Service, port: Option<u16>) -> Result<Vec<Target>, String> {

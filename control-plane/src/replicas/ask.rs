@@ -13,6 +13,7 @@ use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio_rustls::TlsConnector;
 use tonic::transport::{Channel, Endpoint};
+use weft_api::observation::CallList;
 use weft_api::report::Report;
 use weft_api::wire::proto::replicas_client::ReplicasClient;
 use weft_api::wire::{self, proto};
@@ -24,6 +25,8 @@ use crate::publish::Publisher;
 const PATIENCE: Duration = Duration::from_secs(2);
 /// Replicas that are asked; more are a mistake.
 const MOST: usize = 64;
+/// Calls of one replica; it keeps fewer.
+const MOST_CALLS: usize = 100_000;
 /// gRPC is HTTP/2 (RFC 9113 section 3.2).
 const ALPN: &[&[u8]] = &[b"h2"];
 
@@ -94,6 +97,43 @@ impl Replicas {
             }
         }
         all
+    }
+
+    /// Asks everybody for the calls that their sidecars judged in the last `hours`.
+    pub async fn calls(&self, hours: u32) -> CallList {
+        let others: Vec<Replica> = self.others.borrow().iter().take(MOST).cloned().collect();
+        let asked = others.iter().map(|replica| async move {
+            match tokio::time::timeout(PATIENCE, self.calls_of(replica, hours)).await {
+                Ok(Ok(list)) => Ok(list),
+                Ok(Err(fault)) => Err(fault.to_string()),
+                Err(_) => Err(format!("no answer within {PATIENCE:?}")),
+            }
+        });
+        let answers = futures_util::future::join_all(asked).await;
+        let mut all = self.publisher.judged_calls(hours);
+        for (replica, answer) in others.into_iter().zip(answers) {
+            match answer {
+                Ok(list) => all.add(list),
+                Err(fault) => {
+                    tracing::debug!(replica = replica.name, fault, "a replica does not say which calls it knows");
+                    all.silent.push(replica.name);
+                }
+            }
+        }
+        all.merged()
+    }
+
+    async fn calls_of(&self, replica: &Replica, hours: u32) -> anyhow::Result<CallList> {
+        let svid = self.svid.borrow().clone();
+        let client = ReplicasClient::new(connect(replica.address, &svid).await?);
+        let mut client = client.max_decoding_message_size(wire::MAX_UPDATE_BYTES);
+        let mut parts = client.calls(proto::CallsRequest { hours }).await?.into_inner();
+        let mut list = CallList::default();
+        while let Some(part) = parts.message().await? {
+            list.add(serde_json::from_slice(&part.json)?);
+            anyhow::ensure!(list.calls.len() <= MOST_CALLS, "it says more than any replica keeps");
+        }
+        Ok(list)
     }
 
     async fn ask(&self, replica: &Replica, known: Option<Arc<Report>>) -> anyhow::Result<Arc<Report>> {

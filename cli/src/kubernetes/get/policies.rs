@@ -278,7 +278,12 @@ fn selects(service: &Service, pod: &PodFacts) -> bool {
 }
 
 /// The pod, or the first of those that a Deployment, StatefulSet or DaemonSet has, one that is ready before others.
-async fn pod_of(cluster: &Cluster, namespace: &str, kind: &str, name: &str) -> anyhow::Result<PodFacts> {
+pub(in crate::kubernetes) async fn pod_of(
+    cluster: &Cluster,
+    namespace: &str,
+    kind: &str,
+    name: &str,
+) -> anyhow::Result<PodFacts> {
     let missing = || anyhow::anyhow!("there is no {kind} {name} in namespace {namespace}");
     let selector: Option<LabelSelector> = match kind {
         "pod" | "pods" | "po" => {
