@@ -28,7 +28,7 @@ pub(crate) enum ListFormat {
 
 impl ListFormat {
     /// The form for programs, if it is one.
-    pub(super) fn machine(self) -> Option<Format> {
+    pub(crate) fn machine(self) -> Option<Format> {
         match self {
             Self::Wide => None,
             Self::Json => Some(Format::Json),

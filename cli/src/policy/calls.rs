@@ -9,7 +9,7 @@ use weft_certs::SpiffeId;
 
 use super::ask;
 use crate::kubernetes::client::ClusterArgs;
-use crate::kubernetes::output::{Column, Format, Table, machine, span};
+use crate::kubernetes::output::{Column, ListFormat, Table, machine, span};
 use crate::kubernetes::{self, print};
 
 /// Where calls come from.
@@ -69,23 +69,24 @@ pub(crate) struct CallsArgs {
     source: SourceArgs,
     /// Form of the answer, instead of a table; JSON can be given to `--calls` later.
     #[arg(short, long, value_name = "FORMAT")]
-    output: Option<Format>,
+    output: Option<ListFormat>,
 }
 
 /// Asks and prints.
 pub(crate) fn main(args: &CallsArgs) -> anyhow::Result<ExitCode> {
     let list = args.source.read()?;
-    match args.output {
+    match args.output.and_then(ListFormat::machine) {
         Some(format) => print(&machine(&list, format)?)?,
         None if list.calls.is_empty() => eprintln!("No calls were seen in the last {} h.", list.hours),
-        None => print(&table(&list).render(false))?,
+        None => print(&table(&list).render(args.output.is_some()))?,
     }
     Ok(ExitCode::SUCCESS)
 }
 
 fn table(list: &CallList) -> Table {
-    let columns = ["SOURCE", "DESTINATION", "CALL", "CALLS", "DECISION", "BY", "LAST SEEN"];
-    let mut table = Table::new(columns.map(Column::Always).to_vec());
+    let mut columns = ["SOURCE", "DESTINATION", "CALL", "CALLS", "DECISION", "BY"].map(Column::Always).to_vec();
+    columns.extend(["LAST SEEN", "WORKLOAD", "PROTOCOL"].map(Column::Wide));
+    let mut table = Table::new(columns);
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.as_secs());
     for row in &list.calls {
         table.row(vec![
@@ -96,6 +97,8 @@ fn table(list: &CallList) -> Table {
             row.call.decision.as_str().to_owned(),
             decider(row),
             format!("{} ago", span(now.saturating_sub(row.last_seen))),
+            row.workload.clone(),
+            row.call.protocol.clone(),
         ]);
     }
     table

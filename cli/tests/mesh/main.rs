@@ -3,6 +3,7 @@
 
 mod balancing;
 mod bytes;
+mod explain;
 mod fixture;
 mod identity;
 mod interception;
@@ -24,6 +25,7 @@ fn main() {
         streams::TESTS,
         identity::TESTS,
         policy::TESTS,
+        explain::TESTS,
         resilience::TESTS,
         balancing::TESTS,
         routing::TESTS,
