@@ -39,7 +39,7 @@ pub struct Args {
     /// Address of the gRPC services that sidecars call.
     #[arg(long, env = "WEFT_LISTEN", default_value = "0.0.0.0:4280")]
     pub listen: String,
-    /// Address of /metrics, /ready, /live and, to callers on loopback, /workloads, /config/errors, /config/idle-policies.
+    /// Address of /metrics, /ready, /live and, to callers on loopback, /workloads, /config/errors, /config/idle-policies, /api/v1/calls.
     #[arg(long, env = "WEFT_ADMIN_LISTEN", default_value = "127.0.0.1:4291")]
     pub admin_listen: String,
     /// Lifetime of issued certificates, and the longest that a sidecar may ask for: 5m to 24h.

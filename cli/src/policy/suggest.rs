@@ -74,6 +74,9 @@ struct To {
     paths: Vec<String>,
 }
 
+/// Methods by port and path.
+type Operations = BTreeMap<(u16, Option<String>), BTreeSet<String>>;
+
 /// A policy in the making.
 #[derive(Debug, Default)]
 struct Policy {
@@ -110,8 +113,7 @@ fn subject(row: &CallRecord) -> Subject {
 
 fn policy(namespace: &str, rows: &[&CallRecord], include_outside: bool) -> Policy {
     let mut policy = Policy::default();
-    // For each caller: methods by port and path.
-    let mut callers: BTreeMap<From, (BTreeMap<(u16, Option<String>), BTreeSet<String>>, u64)> = BTreeMap::new();
+    let mut callers: BTreeMap<From, (Operations, u64)> = BTreeMap::new();
     for row in rows {
         let call = format!("{} × {} by {}", row.count, calls::what(row), calls::source(row));
         if !row.call.decision.passed() {
@@ -153,7 +155,7 @@ fn from(row: &CallRecord, namespace: &str) -> From {
 }
 
 /// Operations with the same port and methods become one with several paths.
-fn to(operations: BTreeMap<(u16, Option<String>), BTreeSet<String>>) -> Vec<To> {
+fn to(operations: Operations) -> Vec<To> {
     let mut paths: BTreeMap<(u16, BTreeSet<String>), BTreeSet<Option<String>>> = BTreeMap::new();
     for ((port, path), methods) in operations {
         paths.entry((port, methods)).or_default().insert(path);

@@ -125,7 +125,8 @@ mod tests {
     #[test]
     fn what_is_no_observation_is_refused() {
         let good = || encode(&Observations { calls: vec![(call(), 1)], folded: 0 });
-        let rows: [(&str, fn(&mut proto::ObservedCall)); 9] = [
+        type Change = fn(&mut proto::ObservedCall);
+        let rows: [(&str, Change); 9] = [
             ("source", |call| call.source = "orders".into()),
             ("port", |call| call.port = 70_000),
             ("protocol", |call| call.protocol = "udp".into()),
