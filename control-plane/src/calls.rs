@@ -213,6 +213,18 @@ mod tests {
     }
 
     #[test]
+    fn a_kind_that_is_seen_for_weeks_takes_no_more_than_a_day() {
+        let mut calls = Calls::default();
+        for hour in 0..500 {
+            calls.observe(destination("a"), "a-1", Observations { folded: 1, ..seen(80, 1) }, at(hour, 0));
+        }
+        let kept: Vec<usize> =
+            calls.destinations.values().flat_map(HashMap::values).map(|counts| counts.hours.len()).collect();
+        assert_eq!((kept, calls.folded.len()), (vec![24], 24));
+        assert_eq!(calls.list(24, at(499, 0)).calls[0].count, 24);
+    }
+
+    #[test]
     fn beyond_the_bounds_the_oldest_give_way_and_one_destination_cannot_take_all() {
         let mut calls = Calls::with_bounds(100, 60);
         for port in 1..=90 {

@@ -363,7 +363,10 @@ mod tests {
         let (all, worker, now) = (Calls::default(), WorkerCalls::default(), Instant::now());
         worker.count(&all, get("/a"));
         all.take(now);
-        // Asked to let go; it has not heard of it yet.
+        // Asked to let go; it has not heard of it yet, and counts once more.
+        all.take(now + IDLE);
+        worker.rows.borrow().iter().for_each(|kind| kind.0.count.add(0, 1));
+        assert_eq!(told(&all, now), [("/a".to_owned(), 1)]);
         all.take(now + IDLE);
         worker.count(&all, get("/b"));
         assert_eq!(told(&all, now + IDLE), [("/b".to_owned(), 1)]);
