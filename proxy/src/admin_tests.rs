@@ -42,6 +42,8 @@ fn only_metrics_and_probes_answer_another_pod() {
         ("GET", "/config", 403, 200),
         ("GET", "/explain?path=%2Fa", 403, 200),
         ("GET", "/explain", 403, 400),
+        ("GET", "/refusals?last=3", 403, 200),
+        ("GET", "/refusals?last=all", 403, 400),
         ("POST", "/config", 403, 405),
         ("POST", "/metrics", 405, 405),
         ("PUT", "/log-level", 404, 404),

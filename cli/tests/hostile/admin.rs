@@ -55,9 +55,14 @@ fn asked_for_more() -> Result<()> {
             ensure!(matches!(outcome.statuses[..], [403..=405]), "row {row}: {line} from {}: {outcome:?}", pod.name());
         }
     }
-    for (path, from_outside) in
-        [("/config", 403), ("/explain?from=x&port=1", 403), ("/metrics", 200), ("/ready", 200), ("/live", 200)]
-    {
+    for (path, from_outside) in [
+        ("/config", 403),
+        ("/explain?from=x&port=1", 403),
+        ("/refusals", 403),
+        ("/metrics", 200),
+        ("/ready", 200),
+        ("/live", 200),
+    ] {
         let outcome = ask(&bench.attacker, remote, &format!("GET {path}"), host)?;
         ensure!(outcome.statuses == [from_outside], "row 103: {path}: {outcome:?}");
     }
