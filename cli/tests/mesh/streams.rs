@@ -424,7 +424,7 @@ fn drain() -> Result<()> {
         anyhow::Ok(rest)
     })?;
     let opened = || pair.client.metric("weft_tcp_connections_total", &[]);
-    eventually("both servers are called", PATIENCE, || {
+    eventually("both servers are called", Duration::from_secs(60), || {
         Ok(pair.server.metric("weft_tcp_connections_total", &[])? > 20.0
             && other.metric("weft_tcp_connections_total", &[])? > 20.0)
     })?;

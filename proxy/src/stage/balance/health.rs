@@ -8,7 +8,10 @@ use std::cell::Cell;
 use std::time::{Duration, Instant};
 
 /// In this time the influence of a latency falls to a third (1/e).
-const DECAY: Duration = Duration::from_secs(10);
+const DECAY: Duration = Duration::from_secs(2);
+/// Below this, in seconds, answers are equally fast: what differs is scheduling, and whether a connection was kept. Otherwise
+/// one handshake of 5 ms would starve an endpoint whose neighbour opens streams on kept connections in microseconds.
+const LEAST_LATENCY: f64 = 1e-3;
 /// The first ejection; each that follows is twice as long.
 const FIRST_EJECTION: Duration = Duration::from_secs(1);
 /// The longest ejection: an endpoint that came back is used again within it.
@@ -219,7 +222,7 @@ impl Health {
     }
 
     fn observe(&self, now: Instant, latency: Duration) {
-        let latency = latency.as_secs_f64().max(1e-6);
+        let latency = latency.as_secs_f64().max(LEAST_LATENCY);
         let age = now.saturating_duration_since(self.estimated_at.get());
         let old = self.estimate.get();
         // Up at once, down by and by.
