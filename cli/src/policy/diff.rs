@@ -84,7 +84,7 @@ pub(crate) fn main(args: &DiffArgs) -> anyhow::Result<ExitCode> {
     let mut targets: HashMap<&Destination, Target> = HashMap::new();
     for row in &list.calls {
         if !mesh.speaks_of(&row.destination.namespace) {
-            diff.not_judged += row.count;
+            diff.not_judged = diff.not_judged.saturating_add(row.count);
             diff.not_judged_namespaces.insert(row.destination.namespace.clone());
             continue;
         }
@@ -95,7 +95,7 @@ pub(crate) fn main(args: &DiffArgs) -> anyhow::Result<ExitCode> {
             (false, Some(true)) => Change::Allowed,
             (_, None) => Change::Depends,
             _ => {
-                diff.unchanged += row.count;
+                diff.unchanged = diff.unchanged.saturating_add(row.count);
                 continue;
             }
         };

@@ -131,13 +131,13 @@ fn policy(namespace: &str, rows: &[&CallRecord], include_outside: bool) -> Polic
         let (operations, count) = callers.entry(from(row, namespace)).or_default();
         let methods = operations.entry((row.call.port, row.call.path.clone())).or_default();
         methods.extend(row.call.method.clone());
-        *count += row.count;
-        policy.calls += row.count;
+        *count = count.saturating_add(row.count);
+        policy.calls = policy.calls.saturating_add(row.count);
     }
     for (from, (operations, count)) in callers {
         let (callers, calls) = policy.rules.entry(to(operations)).or_default();
         callers.insert(from);
-        *calls += count;
+        *calls = calls.saturating_add(count);
     }
     policy
 }

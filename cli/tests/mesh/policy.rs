@@ -10,10 +10,10 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use weft_loadtests::apps;
-use weft_loadtests::lab::{Pod, testing::Test};
-use weft_loadtests::mesh::{WorkloadSpec, eventually, get};
+use weft_loadtests::lab::{Pod, Program, testing::Test};
+use weft_loadtests::mesh::{WorkloadSpec, eventually, get, run_to_end};
 
-use crate::fixture::{PATIENCE, Pair, seen, within};
+use crate::fixture::{PATIENCE, Pair, WEFT, seen, within};
 
 pub const TESTS: &[Test] = &[
     ("a_call_that_no_rule_allows_gets_403_that_names_the_policy_and_is_counted", denied),
@@ -135,7 +135,13 @@ fn stream_closed() -> Result<()> {
     pair.mesh.write("policy.yaml", &CLIENT_ON_9000.replace("[client]", "[somebody-else]"))?;
     let end = stream.join_timeout(PATIENCE)?;
     ensure!(matches!(end, Some(Ok(0) | Err(_))), "{end:?}");
-    eventually("it is counted as closed", PATIENCE, || Ok(pair.server.metric("weft_tcp_open_connections", &[])? == 0.0))
+    eventually("it is counted as closed", PATIENCE, || {
+        Ok(pair.server.metric("weft_tcp_open_connections", &[])? == 0.0)
+    })?;
+    let last = ["policy", "explain", "--admin", "127.0.0.1:4291", "--last", "1"];
+    let told = run_to_end(&pair.server.pod, Program::new(WEFT).args(last))?;
+    ensure!(told.contains("bytes by") && told.contains("caller shop/client is not in [shop/somebody-else]"), "{told}");
+    Ok(())
 }
 
 fn http_policy_and_bytes() -> Result<()> {

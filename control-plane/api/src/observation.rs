@@ -135,7 +135,7 @@ pub struct CallList {
 impl CallList {
     /// Adds what another replica knows.
     pub fn add(&mut self, other: Self) {
-        self.folded += other.folded;
+        self.folded = self.folded.saturating_add(other.folded);
         self.calls.extend(other.calls);
     }
 
@@ -147,7 +147,7 @@ impl CallList {
             match rows.get_mut(&(row.destination.clone(), row.call.clone())) {
                 None => drop(rows.insert((row.destination.clone(), row.call.clone()), row)),
                 Some(known) => {
-                    known.count += row.count;
+                    known.count = known.count.saturating_add(row.count);
                     if row.last_seen > known.last_seen {
                         (known.last_seen, known.workload) = (row.last_seen, row.workload);
                     }
@@ -253,7 +253,11 @@ mod tests {
         };
         let mut list = CallList { calls: vec![row("a", 1, 10)], folded: 1, ..CallList::default() };
         list.add(CallList { calls: vec![row("b", 2, 20)], folded: 2, ..CallList::default() });
-        let merged = list.merged();
-        assert_eq!((merged.calls, merged.folded), (vec![row("b", 3, 20)], 3));
+        let mut merged = list.merged();
+        assert_eq!((&merged.calls, merged.folded), (&vec![row("b", 3, 20)], 3));
+        // Sidecars are believed as to numbers: one that makes them up spoils its own row and ends nothing.
+        merged.add(CallList { calls: vec![row("c", u64::MAX, 30)], folded: u64::MAX, ..CallList::default() });
+        let merged = merged.merged();
+        assert_eq!((merged.calls, merged.folded), (vec![row("c", u64::MAX, 30)], u64::MAX));
     }
 }

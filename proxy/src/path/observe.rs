@@ -8,14 +8,11 @@ use super::respond::Answer;
 use crate::stage::policy::Judged;
 use crate::telemetry::{JudgedCall, Protocol, RefusedCall};
 
-/// The label of what no policy speaks of.
-const DEFAULT: &str = "default";
-
 /// Counts a call that policy was asked about. `request`: method and path in normal form.
 pub(super) fn observe(of: &Connection, judged: &Judged, protocol: Protocol, request: Option<(&str, &str)>) {
     let decision = match &judged.permit {
         Err(_) => Decided::Refused,
-        Ok(_) if judged.policy == DEFAULT => Decided::Unlisted,
+        Ok(_) if judged.unlisted => Decided::Unlisted,
         Ok(_) => Decided::Allowed,
     };
     of.worker.telemetry.judged(JudgedCall {
@@ -47,7 +44,7 @@ pub(super) fn keep_refusal(of: &Connection, record: &Record, answer: &Answer) {
     });
 }
 
-/// Keeps a byte stream that is refused.
+/// Keeps a byte stream that was refused, at its beginning or once a change of policy forbade it.
 pub(super) fn keep_stream_refusal(of: &Connection, ending: &Ending) {
     let (policy, limit) = decider(ending);
     let (reason, because) = match ending {

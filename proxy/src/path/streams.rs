@@ -99,7 +99,6 @@ impl Connection {
         };
         let outcome = match permitted {
             Err(refusal) => {
-                keep_stream_refusal(self, &refusal);
                 caller.cut();
                 refusal
             }
@@ -111,6 +110,7 @@ impl Connection {
                 }
             },
         };
+        keep_stream_refusal(self, &outcome);
         let event = ConnectionEvent {
             outcome: outcome.as_outcome(),
             peer_identity: self.caller.identity().map(|id| id.as_str()),

@@ -50,6 +50,8 @@ pub struct Judged {
     pub permit: Result<Permit, Box<Denial>>,
     /// The policy that decided: `namespace/name`, or the word for the namespace's default.
     pub policy: String,
+    /// It may pass only because the namespace's default is not `deny`.
+    pub unlisted: bool,
     /// The rule of that policy that matched.
     pub rule: Option<u32>,
     /// It may pass, but the policy of this name, in Shadow mode, would refuse it.
@@ -60,14 +62,16 @@ pub struct Judged {
 pub fn admit(policy: &PolicySet, caller: &Caller, port: u16, http: Option<HttpRequest<'_>>) -> Judged {
     let decision: Decision<'_> = policy.decide(caller.source(), port, http);
     let label = decision.label().to_string();
+    let unlisted = decision.is_unlisted();
     let rule = match decision.reason {
         Reason::Rule(rule) => u32::try_from(rule).ok(),
         _ => None,
     };
     if !decision.allowed {
         let denial = Denial { policy: label.clone(), explanation: decision.explain() };
-        return Judged { permit: Err(Box::new(denial)), policy: label, rule, shadow: None };
+        return Judged { permit: Err(Box::new(denial)), policy: label, unlisted, rule, shadow: None };
     }
     let shadow = policy.shadow(caller.source(), port, http).filter(|shadow| !shadow.allowed);
-    Judged { permit: Ok(Permit(())), policy: label, rule, shadow: shadow.map(|shadow| shadow.label().to_string()) }
+    let shadow = shadow.map(|shadow| shadow.label().to_string());
+    Judged { permit: Ok(Permit(())), policy: label, unlisted, rule, shadow }
 }

@@ -21,6 +21,8 @@ const MOST: usize = 1_000;
 const WITH_PATH: usize = 800;
 /// Of them of one caller, so that nobody who makes up paths leaves none for others.
 const WITH_PATH_OF_ONE: usize = 200;
+/// Kinds of one caller, with a path or without: methods can be made up too.
+const OF_ONE: usize = 300;
 /// A kind without a new call for so long is forgotten, once no worker holds its row.
 const IDLE: Duration = Duration::from_secs(300);
 
@@ -185,9 +187,15 @@ pub(super) struct Calls {
 struct Inner {
     kinds: HashMap<ObservedCall, Counted>,
     with_path: usize,
-    /// How many kinds with a path each caller has.
-    of_source: HashMap<String, usize>,
+    of_source: HashMap<String, Held>,
     told_folded: u64,
+}
+
+/// How many kinds a caller has.
+#[derive(Clone, Copy, Debug, Default)]
+struct Held {
+    kinds: usize,
+    with_path: usize,
 }
 
 #[derive(Debug)]
@@ -210,13 +218,14 @@ impl Calls {
             row.call.path = None;
         }
         if !inner.kinds.contains_key(&row.call) {
-            if inner.kinds.len() >= MOST {
+            if inner.kinds.len() >= MOST || inner.held(&row.call.source).kinds >= OF_ONE {
                 return None;
             }
-            if row.call.path.is_some() {
-                inner.with_path += 1;
-                *inner.of_source.entry(row.call.source.clone()).or_default() += 1;
-            }
+            let with_path = usize::from(row.call.path.is_some());
+            inner.with_path += with_path;
+            let held = inner.of_source.entry(row.call.source.clone()).or_default();
+            held.kinds += 1;
+            held.with_path += with_path;
         }
         let row = Arc::new(row);
         let new = || Counted { rows: Vec::new(), told: 0, changed: Instant::now(), released: false };
@@ -245,13 +254,13 @@ impl Calls {
                 ask |= !std::mem::replace(&mut counted.released, true);
                 return true;
             }
-            if call.path.is_some() {
-                *with_path -= 1;
-                if let Some(count) = of_source.get_mut(&call.source) {
-                    *count -= 1;
-                    if *count == 0 {
-                        of_source.remove(&call.source);
-                    }
+            let had_path = usize::from(call.path.is_some());
+            *with_path -= had_path;
+            if let Some(held) = of_source.get_mut(&call.source) {
+                held.kinds -= 1;
+                held.with_path -= had_path;
+                if held.kinds == 0 {
+                    of_source.remove(&call.source);
                 }
             }
             // What was counted without its path may have a kind of its own now.
@@ -273,9 +282,11 @@ impl Calls {
 
 impl Inner {
     fn has_room_for_path(&self, source: &str) -> bool {
-        self.with_path < WITH_PATH
-            && self.kinds.len() < MOST
-            && self.of_source.get(source).is_none_or(|count| *count < WITH_PATH_OF_ONE)
+        self.with_path < WITH_PATH && self.kinds.len() < MOST && self.held(source).with_path < WITH_PATH_OF_ONE
+    }
+
+    fn held(&self, source: &str) -> Held {
+        self.of_source.get(source).copied().unwrap_or_default()
     }
 }
 
@@ -350,8 +361,16 @@ mod tests {
         assert_eq!(calls.calls.len(), WITH_PATH_OF_ONE + 2);
         assert!(calls.calls.iter().any(|(call, _)| call.path.as_deref() == Some("/mine")), "others keep their paths");
         assert_eq!(calls.calls.iter().map(|(_, count)| count).sum::<u64>(), 2_001);
+        let methods: Vec<String> = (0..2_000).map(|index| format!("M{index}")).collect();
+        for method in &methods {
+            worker.count(&all, JudgedCall { request: Some((method, "/p")), ..get("/p") });
+        }
+        let calls = all.take(Instant::now());
+        assert_eq!(calls.calls.iter().map(|(_, count)| count).sum::<u64>() + calls.folded, 2_000);
+        assert_eq!(all.lock().kinds.len(), OF_ONE + 1, "made-up methods take no more than one caller's part");
         for index in 0..2_000 {
-            worker.count(&all, JudgedCall { port: index, ..get("/p") });
+            let source = format!("spiffe://cluster.local/ns/shop/sa/s{index}");
+            worker.count(&all, JudgedCall { source: Some(&source), ..get("/p") });
         }
         let calls = all.take(Instant::now());
         assert_eq!(calls.calls.iter().map(|(_, count)| count).sum::<u64>() + calls.folded, 2_000);

@@ -286,6 +286,19 @@ mod tests {
     }
 
     #[test]
+    fn one_handshake_keeps_streams_away_for_seconds_only_from_an_endpoint_beside_one_with_kept_connections() {
+        let start = Instant::now();
+        let (new, kept) = (Health::new(start, false), Health::new(start, false));
+        new.succeeded(start, 5 * MS);
+        for tenth in 0..=50 {
+            kept.succeeded(start + tenth * 100 * MS, Duration::from_micros(10));
+        }
+        assert!(kept.load(start, 0.0) < new.load(start, 0.0));
+        let later = start + 50 * 100 * MS;
+        assert!(new.load(later, 0.0) < kept.load(later, 0.0), "it is tried again");
+    }
+
+    #[test]
     fn load_is_the_estimate_for_all_that_is_under_way_and_one_more() {
         let start = Instant::now();
         let health = Health::new(start, false);
